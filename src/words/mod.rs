@@ -1,0 +1,14 @@
+//! The vocabulary every other room speaks: names, addresses, quantities, and the few
+//! enumerations that the file, the wire and the tables must spell alike. Pure, `std` only.
+
+mod address;
+mod check;
+mod name;
+mod quantity;
+mod state;
+
+pub use address::{Address, AddressError};
+pub use check::CheckSpec;
+pub use name::{BackendName, BackendRef, ListenerName, NameError, PoolName};
+pub use quantity::{Generation, Percent, Weight};
+pub use state::{AdminState, Algorithm, Health};

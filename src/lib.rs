@@ -2,4 +2,9 @@
 
 pub mod words;
 
+pub mod balance;
 pub mod config;
+
+pub mod snapshot;
+
+pub mod proxy;

@@ -11,4 +11,4 @@ pub use address::{Address, AddressError};
 pub use check::CheckSpec;
 pub use name::{BackendName, BackendRef, ListenerName, NameError, PoolName};
 pub use quantity::{Generation, Percent, Weight};
-pub use state::{AdminState, Algorithm, Health};
+pub use state::{AdminState, Algorithm, Cause, Health, Phase, Refusal};

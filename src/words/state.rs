@@ -72,3 +72,79 @@ spelled!(
         First = "first",
     }
 );
+
+spelled!(
+    /// Why a client got no session.
+    Refusal {
+        /// No backend of the pool is eligible.
+        NoBackend = "no_backend",
+        /// No backend that was tried took the connection.
+        ConnectFailed = "connect_failed",
+        /// Every eligible backend is at its limit and the pool has no queue.
+        Limit = "limit",
+        /// The pool's queue is full.
+        QueueFull = "queue_full",
+        /// The pool's queue did not move in time.
+        QueueTimeout = "queue_timeout",
+    }
+);
+
+spelled!(
+    /// Who or what ended a session: the first of the two letters that HAProxy's users know.
+    Cause {
+        /// Both sides closed in order (`-`).
+        Normal = "normal",
+        /// The client reset or aborted it (`C`).
+        Client = "client",
+        /// The backend reset, refused or aborted it (`S`).
+        Server = "server",
+        /// lbd had to: no backend, a limit, no resources (`P`).
+        Proxy = "proxy",
+        /// The operator or a stop cut it (`K`).
+        Killed = "killed",
+        /// The client was silent, or did not read, for too long (`c`).
+        ClientTimeout = "client_timeout",
+        /// The backend was silent, or did not answer the connect, for too long (`s`).
+        ServerTimeout = "server_timeout",
+    }
+);
+
+impl Cause {
+    /// HAProxy's letter for it.
+    pub const fn letter(self) -> char {
+        match self {
+            Cause::Normal => '-',
+            Cause::Client => 'C',
+            Cause::Server => 'S',
+            Cause::Proxy => 'P',
+            Cause::Killed => 'K',
+            Cause::ClientTimeout => 'c',
+            Cause::ServerTimeout => 's',
+        }
+    }
+}
+
+/// How far a session had come when it ended: the second of HAProxy's two letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for a place (`Q`).
+    Queue,
+    /// Connecting to a backend (`C`).
+    Connect,
+    /// Relaying (`D`).
+    Data,
+    /// Over (`-`).
+    Done,
+}
+
+impl Phase {
+    /// HAProxy's letter for it.
+    pub const fn letter(self) -> char {
+        match self {
+            Phase::Queue => 'Q',
+            Phase::Connect => 'C',
+            Phase::Data => 'D',
+            Phase::Done => '-',
+        }
+    }
+}

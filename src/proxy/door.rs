@@ -1,0 +1,238 @@
+//! Listening sockets: how they are bound, and how a worker accepts from them: in batches, within the limits,
+//! with pauses when descriptors run out. A door that may not accept is not listened to at all; its clients
+//! wait in the kernel's queue.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tracing::warn;
+
+use super::serve::is_shortage;
+use super::socket;
+use super::worker::{Token, Worker};
+use crate::snapshot::{Listener, Snapshot};
+use crate::words::Address;
+
+/// Clients that may wait in the kernel's queue; the kernel lowers it to net.core.somaxconn.
+const BACKLOG: i32 = 65_535;
+/// Most accepted from a door before its sessions get their turn.
+const BATCH: u8 = 64;
+/// The first pause when descriptors run out, and the longest, in microseconds.
+const FIRST_PAUSE: u64 = 10_000;
+const LONGEST_PAUSE: u64 = 1_000_000;
+
+/// Binds an address: a socket for each of `count` workers where the kernel can share it, else one.
+///
+/// # Errors
+/// The address is in use, is not this machine's, or is not allowed to this user; nothing stays bound.
+pub fn bind(address: &Address, count: usize) -> io::Result<Vec<OwnedFd>> {
+    match address {
+        Address::Unix(path) => Ok(vec![bind_unix(path)?]),
+        Address::Ip(ip) => {
+            // SO_REUSEPORT lets any process of this user bind the same port without a word. So first without it.
+            let probe = tcp(*ip, false)?;
+            let ip = if ip.port() == 0 { probe.local_addr()?.as_socket().unwrap_or(*ip) } else { *ip };
+            drop(probe);
+            (0..count)
+                .map(|_| {
+                    let socket = tcp(ip, true)?;
+                    socket.listen(BACKLOG)?;
+                    Ok(socket.into())
+                })
+                .collect()
+        }
+    }
+}
+
+fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(ip), Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(!ip.ip().is_unspecified())?; // "[::]" is dual stack
+    }
+    socket.set_tcp_nodelay(true)?; // accepted sockets inherit it
+    socket.bind(&ip.into())?;
+    Ok(socket)
+}
+
+/// A socket file that nobody listens on is a former process's leaving and is replaced.
+fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
+    if fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
+        match UnixStream::connect(path) {
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            _ => return Err(ErrorKind::AddrInUse.into()),
+        }
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Why a door is not listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// The listener or the process is at its limit.
+    Limit,
+    /// There are no descriptors.
+    Shortage,
+}
+
+/// One listening socket of one worker.
+#[derive(Debug)]
+pub(super) struct Door {
+    address: Address,
+    socket: OwnedFd,
+    /// Whose address it is; the last one that had it, while the door is about to go.
+    listener: Option<Arc<Listener>>,
+    held: Option<Hold>,
+    /// How many to accept at a time: one while clients come singly, which saves the call that finds nobody.
+    batch: u8,
+}
+
+impl Door {
+    pub(super) fn take(&mut self, snapshot: &Snapshot) {
+        if let Some(listener) = snapshot.listener_at(&self.address) {
+            self.listener = Some(Arc::clone(listener));
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn add_door(&mut self, address: Address, socket: OwnedFd) {
+        let mut door = Door { address, socket, listener: None, held: None, batch: 1 };
+        door.take(&self.snapshot);
+        let key = self.doors.vacant_key();
+        if let Err(e) = self.epoll.add(&door.socket, EpollEvent::new(EpollFlags::EPOLLIN, Token::Door(key).pack())) {
+            tracing::error!(worker = self.index, address = %door.address, "cannot listen: {e}");
+            return;
+        }
+        self.doors.insert(door);
+    }
+
+    /// Accepts whoever has come, then closes: closing a socket resets what waits in its queue.
+    pub(super) fn release_door(&mut self, address: &Address) {
+        let Some(key) = self.doors.iter().find(|(_, door)| door.address == *address).map(|(key, _)| key) else {
+            return;
+        };
+        while self.accept_one(key, None) == Accepted::One {}
+        self.doors.remove(key);
+        self.knocked.retain(|k| *k != key);
+    }
+
+    /// Accepts from the doors that have clients. At the end of a turn: by then its dead are buried.
+    pub(super) fn answer_doors(&mut self) {
+        if self.shut_until.is_some_and(|until| until <= self.now) {
+            self.shut_until = None;
+            self.open_doors(Hold::Shortage);
+        }
+        while let Some(key) = self.knocked.pop() {
+            let Some(door) = self.doors.get(key) else { continue };
+            let limit = door.listener.as_ref().and_then(|l| l.max_connections);
+            let batch = door.batch;
+            let mut count = 0;
+            let last = loop {
+                let accepted = self.accept_one(key, limit);
+                count += u8::from(accepted == Accepted::One);
+                if accepted != Accepted::One || count == batch {
+                    break accepted;
+                }
+            };
+            let door = &mut self.doors[key];
+            match last {
+                Accepted::One => door.batch = (batch * 2).min(BATCH),
+                Accepted::Nobody => door.batch = (batch / 2).max(1),
+                Accepted::Held => {}
+            }
+        }
+    }
+
+    fn accept_one(&mut self, key: usize, limit: Option<u32>) -> Accepted {
+        let door = &self.doors[key];
+        let Some(listener) = door.listener.clone() else { return Accepted::Nobody };
+        if !self.limits.sessions.reserve_or_wait(Some(self.limits.most)) {
+            if self.limits.ran_short(self.now) {
+                warn!(sessions = self.limits.most, "the process has as many sessions as its descriptors allow; \
+                     new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more");
+            }
+            self.hold_door(key, Hold::Limit);
+            return Accepted::Held;
+        }
+        if !listener.cell.live.reserve_or_wait(limit) {
+            if self.limits.sessions.release() {
+                self.wake_others();
+            }
+            self.hold_door(key, Hold::Limit);
+            return Accepted::Held;
+        }
+        let result = socket::accept(&door.socket);
+        if let Ok(Some((client, peer))) = result {
+            self.shut_for = 0;
+            self.admit(client, peer, &listener);
+            return Accepted::One;
+        }
+        self.free_places(&listener.cell);
+        match result {
+            Err(e) if is_shortage(e) => {
+                self.run_short(e);
+                Accepted::Held
+            }
+            // This client's own misfortune (accept(2)): it has left, or its network has.
+            Err(_) => Accepted::One,
+            Ok(_) => Accepted::Nobody,
+        }
+    }
+
+    /// Shuts the doors for a while: accept would fail again at once, and an open door would spin.
+    pub(super) fn run_short(&mut self, e: Errno) {
+        if self.limits.ran_short(self.now) {
+            warn!("out of resources ({}); accepting pauses until there are some; look at LimitNOFILE= (ulimit -n)", e.desc());
+        }
+        if self.shut_until.is_some() {
+            return;
+        }
+        self.shut_for = (self.shut_for * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.shut_until = Some(self.now + self.shut_for);
+        self.sweep_by(self.now + 2 * LONGEST_PAUSE);
+        let keys: Vec<usize> = self.doors.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.hold_door(key, Hold::Shortage);
+        }
+    }
+
+    fn hold_door(&mut self, key: usize, why: Hold) {
+        let door = &mut self.doors[key];
+        door.held = Some(why);
+        // Cannot fail: the socket is registered.
+        let _ = self
+            .epoll
+            .modify(door.socket.as_fd(), &mut EpollEvent::new(EpollFlags::empty(), Token::Door(key).pack()));
+    }
+
+    /// Listens again to the doors that were held for this reason.
+    pub(super) fn open_doors(&mut self, why: Hold) {
+        for (key, door) in &mut self.doors {
+            if door.held == Some(why) {
+                door.held = None;
+                let _ = self
+                    .epoll
+                    .modify(door.socket.as_fd(), &mut EpollEvent::new(EpollFlags::EPOLLIN, Token::Door(key).pack()));
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepted {
+    One,
+    Nobody,
+    Held,
+}

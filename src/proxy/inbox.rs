@@ -1,0 +1,131 @@
+//! What the daemon tells a worker, what a worker tells the daemon, and how workers wake each other. Both
+//! ways are bounded, and neither side ever waits for the other.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::snapshot::{BackendCell, Padded};
+use crate::words::{Address, Generation};
+
+/// Commands a worker may have before it; a worker takes all of them each turn.
+const INBOX: usize = 1024;
+
+/// What the daemon tells a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept on this socket. Which listener it belongs to, the snapshot says.
+    Listen(Address, OwnedFd),
+    /// Accept what has come to this address so far, then close it.
+    Release(Address),
+    /// Say that everything told so far is done, and that this generation is in force here.
+    Acknowledge(Generation),
+    /// End sessions now.
+    Cut(Sessions),
+    /// Return from the loop.
+    Park,
+}
+
+/// Which sessions.
+#[derive(Debug, Clone)]
+pub enum Sessions {
+    /// Every one.
+    All,
+    /// Those of one backend.
+    Of(Arc<BackendCell>),
+}
+
+/// What a worker tells the daemon.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A connect to this backend failed; holds why.
+    DialFailed(Arc<BackendCell>, String),
+    /// A worker has acknowledged; see [`Line::acknowledged`].
+    Acknowledged,
+}
+
+/// The daemon's end of a worker's inbox.
+#[derive(Debug)]
+pub struct Line {
+    commands: SyncSender<Command>,
+    waker: Arc<EventFd>,
+    acknowledged: Arc<Padded<AtomicU64>>,
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct Inbox {
+    commands: Receiver<Command>,
+    /// Readable while something may have come.
+    pub waker: Arc<EventFd>,
+    acknowledged: Arc<Padded<AtomicU64>>,
+}
+
+/// Makes both ends.
+///
+/// # Errors
+/// The process has no descriptor left for the eventfd.
+pub fn line() -> nix::Result<(Line, Inbox)> {
+    let (sender, receiver) = sync_channel(INBOX);
+    let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    let acknowledged = Arc::new(Padded(AtomicU64::new(0)));
+    let line = Line { commands: sender, waker: Arc::clone(&waker), acknowledged: Arc::clone(&acknowledged) };
+    Ok((line, Inbox { commands: receiver, waker, acknowledged }))
+}
+
+/// The worker takes no commands: it hangs or has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswered;
+
+impl Line {
+    /// Tells the worker something; it learns of it in its next turn.
+    ///
+    /// # Errors
+    /// Its inbox is full or gone; the command is dropped.
+    pub fn tell(&self, command: Command) -> Result<(), Unanswered> {
+        match self.commands.try_send(command) {
+            Ok(()) => {
+                self.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Unanswered),
+        }
+    }
+
+    /// Ends the worker's wait.
+    pub fn wake(&self) {
+        // Fails only where the counter is full: then it is awake already.
+        let _ = self.waker.write(1);
+    }
+
+    /// Another handle that can wake the worker.
+    pub fn waker(&self) -> Arc<EventFd> {
+        Arc::clone(&self.waker)
+    }
+
+    /// The last generation that the worker has acknowledged.
+    pub fn acknowledged(&self) -> Generation {
+        Generation(self.acknowledged.load(SeqCst))
+    }
+}
+
+impl Inbox {
+    /// The next command.
+    pub fn next(&self) -> Option<Command> {
+        self.commands.try_recv().ok()
+    }
+
+    /// Must precede the reading of commands, or one that comes in between would wake nobody.
+    pub fn clear(&self) {
+        // EAGAIN where it was clear.
+        let _ = self.waker.read();
+    }
+
+    /// Says that everything up to this generation is done.
+    pub fn acknowledge(&self, generation: Generation) {
+        self.acknowledged.fetch_max(generation.0, SeqCst);
+    }
+}

@@ -1,0 +1,67 @@
+//! What the whole process may have: sessions, held bytes, descriptors. Shared by the workers; says once,
+//! not a thousand times, that something ran out.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use super::relay::Memory;
+use crate::snapshot::Live;
+
+/// How long nothing must run out before the shortage counts as over, in microseconds.
+const CALM: u64 = 5_000_000;
+
+/// The limits of the process, and how far they are used.
+#[derive(Debug)]
+pub struct Limits {
+    /// Sessions that have not ended.
+    pub sessions: Live,
+    /// Sessions there may be: two descriptors each, less what the rest of the process needs.
+    pub most: u32,
+    /// Bytes that stalled sessions hold.
+    pub memory: Memory,
+    short: AtomicBool,
+    last_short: AtomicU64,
+}
+
+impl Limits {
+    /// Descriptors left to everything that is not a session: files, sockets, probes, lbctl.
+    const RESERVED: u64 = 64;
+
+    /// The limits that follow from the descriptors and the memory there are.
+    pub fn new(descriptors: u64, buffer_memory: u64) -> Self {
+        let most = descriptors.saturating_sub(Self::RESERVED).max(2) / 2;
+        Self {
+            sessions: Live::default(),
+            most: u32::try_from(most).unwrap_or(u32::MAX),
+            memory: Memory::new(buffer_memory),
+            short: AtomicBool::new(false),
+            last_short: AtomicU64::new(0),
+        }
+    }
+
+    /// Notes a shortage; true where it is the first of this spell and worth a line in the log.
+    pub fn ran_short(&self, now: u64) -> bool {
+        self.last_short.store(now, Relaxed);
+        !self.short.swap(true, Relaxed)
+    }
+
+    /// True once, when a spell of shortage is over.
+    pub fn recovered(&self, now: u64) -> bool {
+        self.short.load(Relaxed)
+            && now.saturating_sub(self.last_short.load(Relaxed)) > CALM
+            && self.short.swap(false, Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spell_of_shortage_is_told_once_at_its_start_and_once_at_its_end() {
+        let limits = Limits::new(256, 0);
+        assert_eq!(limits.most, 96);
+        assert!(limits.ran_short(10) && !limits.ran_short(20));
+        assert!(!limits.recovered(20 + CALM) && limits.recovered(21 + CALM) && !limits.recovered(22 + CALM));
+        assert!(limits.ran_short(30 + CALM));
+    }
+}

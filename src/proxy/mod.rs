@@ -1,0 +1,20 @@
+//! Bytes: one thread a core, each with its own epoll loop, its own listening sockets and its own table of
+//! sessions. No lock and no waiting for anybody on a client's path; the control plane speaks to a worker
+//! through its inbox alone.
+
+mod dial;
+mod door;
+mod inbox;
+mod limits;
+mod relay;
+mod serve;
+mod session;
+mod socket;
+mod worker;
+
+pub use door::bind;
+pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unanswered, line};
+pub use limits::Limits;
+pub use relay::Memory;
+pub use socket::{monotonic_micros, raise_descriptor_limit};
+pub use worker::{Setup, Worker};

@@ -1,0 +1,249 @@
+//! Moves bytes from one socket to another, and knows nothing else: no session, no clock, no table. A
+//! [`Flow`] is one direction. It owns memory only while the reader is slower than the writer.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+
+use super::socket;
+
+/// The buffer that all sessions of a worker read into. DESIGN.md has the measurements: 64 KiB is the worst
+/// size for bulk, 256 KiB the best, and it costs small requests nothing.
+pub const SCRATCH: usize = 256 * 1024;
+/// The most unwritten rest of a direction.
+const HOLD: usize = 64 * 1024;
+/// The read size while all stalled sessions together hold as much as they may.
+const FRUGAL: usize = 4 * 1024;
+/// Reads of a direction before others get their turn.
+const BUDGET: usize = 2;
+
+/// One socket of a session, and what epoll last said of it.
+#[derive(Debug)]
+pub struct End {
+    /// Non-blocking, registered edge-triggered.
+    pub fd: OwnedFd,
+    /// A read may find something.
+    pub readable: bool,
+    /// A write may be taken.
+    pub writable: bool,
+    /// The peer has shut its side or the connection is broken: reads find the end without a further edge.
+    pub fin: bool,
+    /// A write found that the peer is gone. Its last bytes are still read; what follows them is a reset, not an end.
+    pub broken: bool,
+}
+
+impl End {
+    /// A socket of which nothing has been heard.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, readable: false, writable: false, fin: false, broken: false }
+    }
+
+    /// Takes note of an event.
+    pub fn heard(&mut self, events: EpollFlags) {
+        let over = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        self.fin |= events.intersects(over);
+        self.readable |= events.intersects(EpollFlags::EPOLLIN | over);
+        self.writable |= events.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+    }
+}
+
+/// How much all stalled sessions hold, and may hold, together.
+#[derive(Debug)]
+pub struct Memory {
+    held: AtomicU64,
+    limit: u64,
+}
+
+impl Memory {
+    /// Nothing held, of so many bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { held: AtomicU64::new(0), limit }
+    }
+
+    /// Bytes held now.
+    pub fn held(&self) -> u64 {
+        self.held.load(Relaxed)
+    }
+
+    fn hold(&self, bytes: usize) {
+        self.held.fetch_add(bytes as u64, Relaxed);
+    }
+
+    fn release(&self, bytes: usize) {
+        self.held.fetch_sub(bytes as u64, Relaxed);
+    }
+}
+
+/// One direction of a session.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// Bytes read from the source.
+    pub bytes: u64,
+    /// What was read and not yet written. `None` while the reader keeps up, so an idle session owns no memory.
+    held: Option<Box<Rest>>,
+    /// Whole writes in a row of full reads; the read size grows with them.
+    smooth: u8,
+    /// The sink has taken at least a byte: another sink could no longer be used.
+    pub sent: bool,
+    /// The source has no more bytes.
+    pub ended: bool,
+    /// The destination has been told so, or is gone.
+    pub closed: bool,
+}
+
+#[derive(Debug)]
+struct Rest {
+    bytes: Box<[u8]>,
+    written: usize,
+}
+
+/// Where a direction stands after its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It waits for an event.
+    Wait,
+    /// It could go on, but others have a right to their turn; no event will come.
+    Yield,
+    /// It is over.
+    Done,
+}
+
+/// The source broke. (A destination that breaks is noted in [`End::broken`].)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceLost(pub Errno);
+
+impl Flow {
+    /// True while unwritten bytes are held.
+    pub fn is_holding(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Moves bytes until an event must come, the turn is used up, or the direction is over.
+    ///
+    /// # Errors
+    /// The source broke; every byte that was read from it is written or held.
+    pub fn pump(
+        &mut self,
+        source: &mut End,
+        sink: &mut End,
+        scratch: &mut [u8],
+        memory: &Memory,
+    ) -> Result<Step, SourceLost> {
+        for _ in 0..BUDGET {
+            if self.closed {
+                return Ok(Step::Done);
+            }
+            if !self.flush(sink, memory) {
+                return Ok(if self.closed { Step::Done } else { Step::Wait });
+            }
+            if self.ended {
+                if !source.broken {
+                    socket::finish_writing(&sink.fd);
+                }
+                self.closed = true;
+                return Ok(Step::Done);
+            }
+            if !source.readable || !sink.writable {
+                return Ok(Step::Wait); // never read what cannot be written
+            }
+            let size = self.read_size(scratch.len(), memory);
+            match socket::read(&source.fd, &mut scratch[..size]) {
+                Ok(0) => self.ended = true,
+                Ok(n) => {
+                    // A short read has drained the socket: this saves the read that finds it empty, never the end.
+                    source.readable = n == size || source.fin;
+                    self.bytes += n as u64;
+                    self.write(sink, &scratch[..n], n == size, memory);
+                }
+                Err(Errno::EAGAIN) => source.readable = false,
+                Err(e) => return Err(SourceLost(e)),
+            }
+        }
+        Ok(Step::Yield)
+    }
+
+    /// How much to read: what a stalled sink would leave us to hold must stay within bounds.
+    fn read_size(&self, most: usize, memory: &Memory) -> usize {
+        if memory.held() >= memory.limit {
+            return FRUGAL;
+        }
+        most.min(HOLD << self.smooth)
+    }
+
+    fn write(&mut self, sink: &mut End, bytes: &[u8], full: bool, memory: &Memory) {
+        let written = match socket::write(&sink.fd, bytes) {
+            Ok(n) => n,
+            Err(Errno::EAGAIN) => 0,
+            Err(_) => {
+                self.hold(bytes, memory);
+                return self.lose(sink, memory);
+            }
+        };
+        self.sent |= written > 0;
+        if written == bytes.len() {
+            self.smooth = if full { (self.smooth + 1).min(2) } else { self.smooth };
+            return;
+        }
+        self.smooth = 0;
+        sink.writable = false;
+        self.hold(&bytes[written..], memory);
+    }
+
+    fn hold(&mut self, bytes: &[u8], memory: &Memory) {
+        memory.hold(bytes.len());
+        self.held = Some(Box::new(Rest { bytes: bytes.into(), written: 0 }));
+    }
+
+    /// Writes the rest; true where none is left to write.
+    fn flush(&mut self, sink: &mut End, memory: &Memory) -> bool {
+        while let Some(rest) = &mut self.held {
+            if !sink.writable {
+                return false;
+            }
+            match socket::write(&sink.fd, &rest.bytes[rest.written..]) {
+                Ok(n) => {
+                    self.sent |= n > 0;
+                    rest.written += n;
+                    if rest.written == rest.bytes.len() {
+                        self.drop_rest(memory);
+                    } else {
+                        sink.writable = false;
+                    }
+                }
+                Err(Errno::EAGAIN) => sink.writable = false,
+                Err(_) => {
+                    self.lose(sink, memory);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// The sink is gone: nothing more can reach it, but what it sent before is still to be read. Bytes that
+    /// would have been its first are kept: another sink may take them.
+    fn lose(&mut self, sink: &mut End, memory: &Memory) {
+        sink.broken = true;
+        sink.fin = true;
+        sink.readable = true;
+        self.closed = true;
+        if self.sent {
+            self.drop_rest(memory);
+        }
+    }
+
+    /// Makes a flow whose sink was lost before its first byte ready for another one.
+    pub fn reopen(&mut self) {
+        self.closed = false;
+        self.smooth = 0;
+    }
+
+    /// Gives the held bytes up. Must be called before a flow is dropped, or its bytes stay counted.
+    pub fn drop_rest(&mut self, memory: &Memory) {
+        if let Some(rest) = self.held.take() {
+            memory.release(rest.bytes.len());
+        }
+    }
+}

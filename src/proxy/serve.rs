@@ -1,0 +1,331 @@
+//! A session's way from accept to end, as the worker carries it out: choose, dial, establish, try another
+//! one, refuse, queue, bury. What it means for the bytes is [`super::session`]'s to say.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use tracing::info;
+
+use super::dial::{Choice, choose};
+use super::door::Hold;
+use super::inbox::Outcome;
+use super::relay::{End, Flow};
+use super::session::{KEEPALIVE_AFTER, Session, State, micros};
+use super::socket::{self, Dialled};
+use super::worker::{Token, Worker};
+use crate::config::LogConnections;
+use crate::snapshot::{BackendCell, Listener, ListenerCell};
+use crate::words::{Cause, Phase, PoolName, Refusal};
+
+/// The pause before a backend that has just failed this session is tried again, where there is no other.
+const AGAIN: u64 = 1_000_000;
+
+impl Worker {
+    /// Takes an accepted client in. Its places at the process and the listener are reserved.
+    pub(super) fn admit(&mut self, client: OwnedFd, peer: Option<SocketAddr>, listener: &Listener) {
+        let ticket = listener.pool.cell.ticket.fetch_add(1, Relaxed);
+        listener.cell.shards[self.index].accepted.add(1);
+        let key = self.sessions.insert(Session::new(End::new(client), peer, listener, ticket, self.now));
+        self.place(key);
+        if self.sessions[key].state == State::Gone {
+            return;
+        }
+        // After the dial, so that the handshake runs meanwhile.
+        let registered = {
+            let fd = &self.sessions[key].client.fd;
+            self.epoll.add(fd, EpollEvent::new(interest(), Token::Client(key).pack()))
+        };
+        if registered.is_err() {
+            self.end(key, Cause::Proxy, Phase::Connect);
+        }
+    }
+
+    /// Finds a backend for a session that has none, and dials it.
+    pub(super) fn place(&mut self, key: usize) {
+        let random = self.random();
+        let session = &mut self.sessions[key];
+        let Some(pool) = self.snapshot.pool(&session.pool.name) else {
+            return self.refuse(key, Refusal::NoBackend);
+        };
+        let ip = session.peer.map(|peer| peer.ip());
+        match choose(pool, session.ticket, ip, random, &session.tried) {
+            Choice::Reserved(backend) => {
+                let patience = micros(pool.connect_timeout);
+                self.dial(key, backend, patience);
+            }
+            Choice::AllTried => {
+                session.tried.clear();
+                self.pause(key, AGAIN);
+            }
+            Choice::Nobody => self.refuse(key, Refusal::NoBackend),
+            Choice::Full => match pool.queue {
+                None => self.refuse(key, Refusal::Limit),
+                Some(queue) => self.enqueue(key, queue.max, queue.timeout),
+            },
+        }
+    }
+
+    fn pause(&mut self, key: usize, length: u64) {
+        let deadline = self.now + length;
+        let session = &mut self.sessions[key];
+        session.state = State::Pausing;
+        session.deadline = deadline;
+        self.sweep_by(deadline);
+    }
+
+    fn dial(&mut self, key: usize, backend: Arc<BackendCell>, patience: u64) {
+        let dialled = socket::dial(&backend.address);
+        let session = &mut self.sessions[key];
+        session.dial = session.dial.wrapping_add(1);
+        session.since = self.now;
+        session.backend = Some(backend);
+        let (fd, connected) = match dialled {
+            Ok(Dialled::Pending(fd)) => (fd, false),
+            Ok(Dialled::Connected(fd)) => (fd, true),
+            Err(e) if is_shortage(e) => {
+                // The client is not to suffer for our want of descriptors: it waits until there are some.
+                self.give_back(key);
+                return if self.now.saturating_sub(self.sessions[key].accepted) < patience {
+                    self.run_short(e);
+                    self.pause(key, self.shut_for);
+                } else {
+                    self.refuse(key, Refusal::Limit);
+                };
+            }
+            Err(e) => return self.dial_failed(key, e),
+        };
+        let token = Token::Server(key, session.dial).pack();
+        let registered = self.epoll.add(&fd, EpollEvent::new(interest(), token));
+        session.server = Some(End::new(fd));
+        session.state = State::Connecting;
+        session.deadline = self.now.saturating_add(patience);
+        let deadline = session.deadline;
+        if registered.is_err() {
+            return self.end(key, Cause::Proxy, Phase::Connect);
+        }
+        self.sweep_by(deadline);
+        if connected {
+            self.established(key);
+        }
+    }
+
+    /// A connect has succeeded.
+    pub(super) fn established(&mut self, key: usize) {
+        let now = self.now;
+        let session = &mut self.sessions[key];
+        session.state = State::Relaying;
+        session.tried = Vec::new();
+        session.active = now;
+        if let Some(backend) = &session.backend {
+            let shard = &backend.shards[self.index];
+            shard.established.add(1);
+            shard.connect_times.record(Duration::from_micros(now - session.since));
+        }
+        let soon = session.overdue().0.min(now + KEEPALIVE_AFTER);
+        self.sweep_by(soon);
+    }
+
+    /// A connect has failed, or broke before a byte was sent: tries another backend, or gives up.
+    pub(super) fn dial_failed(&mut self, key: usize, why: Errno) {
+        let session = &mut self.sessions[key];
+        session.server = None;
+        session.up.reopen();
+        session.down = Flow::default();
+        session.state = State::Pausing;
+        let retries = self.snapshot.pool(&session.pool.name).map_or(0, |pool| pool.retries);
+        let give_up = u32::from(session.attempts) >= retries;
+        session.attempts = session.attempts.saturating_add(1);
+        if let Some(backend) = &session.backend {
+            let shard = &backend.shards[self.index];
+            shard.connect_errors.add(1);
+            if !give_up {
+                shard.retries.add(1);
+                session.listener.shards[self.index].retries.add(1);
+            }
+            session.tried.push(Arc::clone(backend));
+            // Want of local ports is no fault of the backend's.
+            if why != Errno::EADDRNOTAVAIL {
+                let _ = self.outcomes.try_send(Outcome::DialFailed(Arc::clone(backend), why.desc().to_lowercase()));
+            }
+        }
+        self.give_back(key);
+        if give_up { self.refuse(key, Refusal::ConnectFailed) } else { self.place(key) }
+    }
+
+    /// Gives the reserved place at a backend back.
+    fn give_back(&mut self, key: usize) {
+        if let Some(backend) = self.sessions[key].backend.take() {
+            self.free(&backend);
+        }
+    }
+
+    fn free(&mut self, backend: &BackendCell) {
+        backend.live.release();
+        if backend.pool.queued.load(SeqCst) > 0 {
+            self.serve_queue(&backend.pool.name);
+            self.wake_others();
+        }
+    }
+
+    fn enqueue(&mut self, key: usize, most: u32, timeout: Duration) {
+        let session = &mut self.sessions[key];
+        if session.state == State::Queued {
+            return; // it stays where it is
+        }
+        let queued = &session.pool.queued;
+        if queued.fetch_update(SeqCst, SeqCst, |n| (n < most).then_some(n + 1)).is_err() {
+            return self.refuse(key, Refusal::QueueFull);
+        }
+        session.state = State::Queued;
+        session.since = self.now;
+        session.deadline = self.now.saturating_add(micros(timeout));
+        let (deadline, name) = (session.deadline, session.pool.name.clone());
+        self.queues.entry(name.clone()).or_default().push_back(key);
+        self.sweep_by(deadline);
+        // A place that became free before we were counted as waiting would have told nobody.
+        self.serve_queue(&name);
+    }
+
+    /// Gives free places to those who wait longest.
+    fn serve_queue(&mut self, pool: &PoolName) {
+        while let Some(&key) = self.queues.get(pool).and_then(|queue| queue.front()) {
+            self.place(key);
+            if self.sessions[key].state == State::Queued {
+                return;
+            }
+            self.leave_queue(pool, key);
+        }
+    }
+
+    /// The same for every pool.
+    pub(super) fn serve_queues(&mut self) {
+        let pools: Vec<PoolName> = self.queues.keys().cloned().collect();
+        for pool in pools {
+            self.serve_queue(&pool);
+        }
+    }
+
+    fn leave_queue(&mut self, pool: &PoolName, key: usize) {
+        let Some(queue) = self.queues.get_mut(pool) else { return };
+        let before = queue.len();
+        queue.retain(|k| *k != key);
+        if queue.len() < before {
+            self.sessions[key].pool.queued.fetch_sub(1, SeqCst);
+        }
+        if queue.is_empty() {
+            self.queues.remove(pool);
+        }
+    }
+
+    /// Ends a session for which there is no backend. The client sees a reset.
+    pub(super) fn refuse(&mut self, key: usize, why: Refusal) {
+        let session = &mut self.sessions[key];
+        session.listener.shards[self.index].refused[why as usize].add(1);
+        session.refused = Some(why);
+        let phase = session.phase();
+        let cause = if why == Refusal::ConnectFailed { Cause::Server } else { Cause::Proxy };
+        self.end(key, cause, phase);
+    }
+
+    /// Ends a session. It is buried when the turn's events are handled.
+    pub(super) fn end(&mut self, key: usize, cause: Cause, phase: Phase) {
+        let session = &mut self.sessions[key];
+        if session.state == State::Gone {
+            return;
+        }
+        let queued = session.state == State::Queued;
+        session.state = State::Gone;
+        // A peer must be able to tell a cut stream from a whole one.
+        let cut = match cause {
+            Cause::Normal => false,
+            Cause::ClientTimeout | Cause::ServerTimeout => {
+                phase != Phase::Data
+                    || session.up.closed
+                    || session.down.closed
+                    || session.up.is_holding()
+                    || session.down.is_holding()
+            }
+            _ => true,
+        };
+        if cut {
+            socket::reset_on_close(&session.client.fd);
+            if let Some(server) = &session.server {
+                socket::reset_on_close(&server.fd);
+            }
+        }
+        session.up.drop_rest(&self.limits.memory);
+        session.down.drop_rest(&self.limits.memory);
+        let took = Duration::from_micros(self.now.saturating_sub(session.accepted));
+        let shard = &session.listener.shards[self.index];
+        shard.ended[cause as usize].add(1);
+        shard.durations.record(took);
+        if let Some(backend) = session.backend.as_ref().filter(|_| phase == Phase::Data) {
+            backend.shards[self.index].durations.record(took);
+        }
+        match self.snapshot.log {
+            LogConnections::Off => {}
+            LogConnections::Errors if cause == Cause::Normal => {}
+            _ => record(session, cause, phase, took),
+        }
+        if queued {
+            let pool = session.pool.name.clone();
+            self.leave_queue(&pool, key);
+        }
+        self.gone.push(key);
+    }
+
+    /// Removes what has ended: closes its sockets, then gives its places back.
+    pub(super) fn bury(&mut self) {
+        while let Some(key) = self.gone.pop() {
+            let Session { client, server, backend, listener, .. } = self.sessions.remove(key);
+            drop((client, server));
+            self.free_places(&listener);
+            if let Some(backend) = backend {
+                self.free(&backend);
+            }
+        }
+    }
+
+    /// Gives back the places that a client had at its listener and in the process.
+    pub(super) fn free_places(&mut self, listener: &ListenerCell) {
+        if listener.live.release() | self.limits.sessions.release() {
+            self.open_doors(Hold::Limit);
+            self.wake_others();
+        }
+    }
+}
+
+/// One line a session end.
+fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
+    let client = session.peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
+    let backend = session.backend.as_ref().map_or("-", |b| b.reference.backend.as_str());
+    info!(
+        target: "lbd::session",
+        listener = session.listener.name.as_str(),
+        pool = session.pool.name.as_str(),
+        backend,
+        client,
+        end = %format_args!("{}{}", cause.letter(), if cause == Cause::Normal { '-' } else { phase.letter() }),
+        cause = session.refused.map_or(cause.as_str(), Refusal::as_str),
+        bytes_in = session.up.bytes,
+        bytes_out = session.down.bytes,
+        retries = session.attempts,
+        duration_ms = took.as_millis() as u64,
+        "session ended"
+    );
+}
+
+/// What lbd wants to hear of a session's sockets, once each time it becomes so.
+fn interest() -> EpollFlags {
+    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
+}
+
+/// The process or the machine has run out of something; it is nobody else's fault.
+pub(super) fn is_shortage(e: Errno) -> bool {
+    matches!(e, Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+}

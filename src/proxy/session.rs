@@ -1,0 +1,214 @@
+//! One client as a short state machine: queued, pausing, connecting, relaying. Plain data with one owner,
+//! a worker's table; what it decides here the worker carries out. It owns no buffer while idle, no task
+//! and no timer, and all its times are microseconds of CLOCK_MONOTONIC.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+
+use super::relay::{End, Flow, Memory, SourceLost, Step};
+use crate::snapshot::{BackendCell, Listener, ListenerCell, PoolCell, Snapshot};
+use crate::words::{Cause, Phase, Refusal};
+
+/// Sessions younger than this are not worth the calls that turn keepalive on.
+pub const KEEPALIVE_AFTER: u64 = 1_000_000;
+
+/// What a session is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It waits for a place at a backend.
+    Queued,
+    /// It waits a moment before it tries to connect again.
+    Pausing,
+    /// A connect is under way.
+    Connecting,
+    /// Bytes flow.
+    Relaying,
+    /// It has ended; the entry goes at the end of the worker's turn.
+    Gone,
+}
+
+/// What the worker is to do with a session after its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until an event comes.
+    Wait,
+    /// Give it another turn.
+    Again,
+    /// The connection to the backend failed before a byte was sent: try another one.
+    Redial(Errno),
+    /// It is over.
+    End(Cause, Phase),
+}
+
+/// One client connection and the backend connection that serves it.
+#[derive(Debug)]
+pub struct Session {
+    /// What it is doing.
+    pub state: State,
+    /// The client's socket.
+    pub client: End,
+    /// The backend's socket, from the dial on.
+    pub server: Option<End>,
+    /// The backend at which a place is reserved, from the choice on.
+    pub backend: Option<Arc<BackendCell>>,
+    /// Where the client came in.
+    pub listener: Arc<ListenerCell>,
+    /// Who may serve it.
+    pub pool: Arc<PoolCell>,
+    /// Where it came from; `None` for Unix sockets.
+    pub peer: Option<SocketAddr>,
+    /// From the client to the backend.
+    pub up: Flow,
+    /// From the backend to the client.
+    pub down: Flow,
+    /// Its place in the round robin, the same for every retry.
+    pub ticket: u64,
+    /// Backends that failed it; given up once it is established.
+    pub tried: Vec<Arc<BackendCell>>,
+    /// Connects that failed.
+    pub attempts: u8,
+    /// Why it got no backend, where that is how it ended.
+    pub refused: Option<Refusal>,
+    /// Counts dials: tells the events of the present socket from a former one's.
+    pub dial: u8,
+    /// Keepalive has been turned on.
+    pub kept_alive: bool,
+    /// When the client was accepted.
+    pub accepted: u64,
+    /// When its present state began.
+    pub since: u64,
+    /// When a byte last moved.
+    pub active: u64,
+    /// When its present state has lasted too long; for a relaying session the sweep asks [`Session::overdue`].
+    pub deadline: u64,
+    /// The longest time without a byte.
+    pub idle: u64,
+    /// The same once one side has been shut.
+    pub half_closed: u64,
+}
+
+impl Session {
+    /// A client just accepted.
+    pub fn new(client: End, peer: Option<SocketAddr>, listener: &Listener, ticket: u64, now: u64) -> Self {
+        Self {
+            state: State::Pausing,
+            client,
+            server: None,
+            backend: None,
+            listener: Arc::clone(&listener.cell),
+            pool: Arc::clone(&listener.pool.cell),
+            peer,
+            up: Flow::default(),
+            down: Flow::default(),
+            ticket,
+            tried: Vec::new(),
+            attempts: 0,
+            refused: None,
+            dial: 0,
+            kept_alive: false,
+            accepted: now,
+            since: now,
+            active: now,
+            deadline: u64::MAX,
+            idle: micros(listener.idle_timeout),
+            half_closed: micros(listener.pool.half_close_timeout),
+        }
+    }
+
+    /// How far it has come.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Queued => Phase::Queue,
+            State::Pausing | State::Connecting => Phase::Connect,
+            State::Relaying => Phase::Data,
+            State::Gone => Phase::Done,
+        }
+    }
+
+    /// Takes note of an event on the client's socket.
+    pub fn client_heard(&mut self, events: EpollFlags) -> Next {
+        self.client.heard(events);
+        match self.state {
+            State::Relaying => Next::Again,
+            State::Gone => Next::Wait,
+            // A client that only shut its side still wants its answer; one that broke off does not.
+            _ if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) => {
+                Next::End(Cause::Client, self.phase())
+            }
+            _ => Next::Wait,
+        }
+    }
+
+    /// Moves bytes both ways.
+    pub fn relay(&mut self, scratch: &mut [u8], memory: &Memory, now: u64) -> Next {
+        let Some(server) = &mut self.server else { return Next::Wait };
+        self.active = now;
+        let up = match self.up.pump(&mut self.client, server, scratch, memory) {
+            Ok(step) => step,
+            Err(SourceLost(_)) => return Next::End(Cause::Client, Phase::Data),
+        };
+        let untouched = !self.up.sent && self.down.bytes == 0;
+        let down = match self.down.pump(server, &mut self.client, scratch, memory) {
+            Ok(step) => step,
+            Err(SourceLost(e)) if untouched => return Next::Redial(e),
+            Err(SourceLost(_)) => return Next::End(Cause::Server, Phase::Data),
+        };
+        if server.broken && untouched && self.down.bytes == 0 {
+            return Next::Redial(Errno::ECONNRESET);
+        }
+        match (up, down) {
+            (Step::Done, Step::Done) => Next::End(self.blame(), Phase::Data),
+            (Step::Yield, _) | (_, Step::Yield) => Next::Again,
+            // The client went while we wrote to it: what it sent before is still to be passed on.
+            (Step::Wait, _) if self.client.broken && self.client.readable => Next::Again,
+            _ => Next::Wait,
+        }
+    }
+
+    /// Who ended a session both of whose directions are over.
+    fn blame(&self) -> Cause {
+        if self.client.broken {
+            Cause::Client
+        } else if self.server.as_ref().is_some_and(|s| s.broken) {
+            Cause::Server
+        } else {
+            Cause::Normal
+        }
+    }
+
+    /// When it has to end for want of bytes, and whose fault that would be.
+    pub fn overdue(&self) -> (u64, Cause) {
+        let half = self.up.closed || self.down.closed;
+        let patience = if half { self.idle.min(self.half_closed) } else { self.idle };
+        // Who keeps the other waiting: the one that does not read, else the one that is expected to speak.
+        let server = self.up.is_holding() || (self.up.closed && !self.down.is_holding());
+        let cause = if server { Cause::ServerTimeout } else { Cause::ClientTimeout };
+        (self.active.saturating_add(patience), cause)
+    }
+
+    /// Takes the timeouts that are in force now.
+    pub fn take_timeouts(&mut self, snapshot: &Snapshot) {
+        if let Some(listener) = snapshot.listener(&self.listener.name) {
+            self.idle = micros(listener.idle_timeout);
+        }
+        if let Some(pool) = snapshot.pool(&self.pool.name) {
+            self.half_closed = micros(pool.half_close_timeout);
+        }
+    }
+
+    /// When a session of something that was removed has to end.
+    pub fn leaves_by(&self, snapshot: &Snapshot) -> Option<u64> {
+        let timeout = micros(snapshot.removed_timeout?);
+        let removed = self.backend.as_ref().and_then(|b| b.removed_since());
+        let earliest = [removed, self.listener.removed_since()].into_iter().flatten().min()?;
+        Some(earliest.saturating_add(timeout))
+    }
+}
+
+/// A duration as the table keeps it.
+pub fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,165 @@
+//! The system calls of the data path, each with the options lbd wants, on descriptors that are
+//! non-blocking and closed on exec. Decides nothing. One of the two files with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, recv, send, setsockopt,
+    shutdown, socket, sockopt,
+};
+
+use crate::config::Keepalive;
+use crate::words::Address;
+
+/// Accepts one client; `Ok(None)` where none waits. The address is `None` for Unix sockets.
+///
+/// nix's `accept4` does not return the address, and asking for it afterwards is a call more a connection.
+pub fn accept(listener: &OwnedFd) -> Result<Option<(OwnedFd, Option<SocketAddr>)>, Errno> {
+    let mut storage = MaybeUninit::<libc::sockaddr_storage>::uninit();
+    let mut length = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: `storage` is writable for `length` bytes, which is what accept4(2) asks for; the kernel
+    // writes at most that many. The result is checked before use.
+    let fd = unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            storage.as_mut_ptr().cast(),
+            &raw mut length,
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    };
+    match Errno::result(fd) {
+        // SAFETY: accept4 returned a new descriptor that nobody else owns, and filled `storage` by its family.
+        Ok(fd) => Ok(Some(unsafe { (OwnedFd::from_raw_fd(fd), ip_of(&storage, length)) })),
+        Err(Errno::EAGAIN) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// # Safety
+/// The kernel must have written an address of `length` bytes to `storage`.
+unsafe fn ip_of(storage: &MaybeUninit<libc::sockaddr_storage>, length: libc::socklen_t) -> Option<SocketAddr> {
+    if (length as usize) < mem::size_of::<libc::sa_family_t>() {
+        return None;
+    }
+    let p = storage.as_ptr();
+    // SAFETY: the family is written (length checked), and each cast is to the type that the family names.
+    unsafe {
+        match i32::from((*p.cast::<libc::sockaddr>()).sa_family) {
+            libc::AF_INET => {
+                let a = &*p.cast::<libc::sockaddr_in>();
+                let ip = Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr));
+                Some(SocketAddr::from((ip, u16::from_be(a.sin_port))))
+            }
+            libc::AF_INET6 => {
+                let a = &*p.cast::<libc::sockaddr_in6>();
+                let ip = Ipv6Addr::from(a.sin6_addr.s6_addr).to_canonical();
+                Some(SocketAddr::from((ip, u16::from_be(a.sin6_port))))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How a connect began.
+#[derive(Debug)]
+pub enum Dialled {
+    /// The answer will come as an event.
+    Pending(OwnedFd),
+    /// Connected at once, as Unix sockets are.
+    Connected(OwnedFd),
+}
+
+/// Begins to connect.
+pub fn dial(address: &Address) -> Result<Dialled, Errno> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (fd, begun) = match address {
+        Address::Ip(ip) => {
+            let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let fd = socket(family, SockType::Stream, flags, None)?;
+            setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+            let begun = connect(fd.as_raw_fd(), &SockaddrStorage::from(*ip));
+            (fd, begun)
+        }
+        Address::Unix(path) => {
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            let begun = connect(fd.as_raw_fd(), &UnixAddr::new(path)?);
+            (fd, begun)
+        }
+    };
+    match begun {
+        Ok(()) => Ok(Dialled::Connected(fd)),
+        Err(Errno::EINPROGRESS) => Ok(Dialled::Pending(fd)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Why a pending connect failed, or `Ok` where it has not.
+pub fn dial_result(fd: &OwnedFd) -> Result<(), Errno> {
+    match nix::sys::socket::getsockopt(fd, sockopt::SocketError)? {
+        0 => Ok(()),
+        code => Err(Errno::from_raw(code)),
+    }
+}
+
+/// Reads what is there; 0 is the end.
+pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    uninterrupted(|| recv(fd.as_raw_fd(), buffer, MsgFlags::empty()))
+}
+
+/// Writes what fits.
+pub fn write(fd: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
+    uninterrupted(|| send(fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL))
+}
+
+fn uninterrupted(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
+}
+
+/// Tells the peer that no more bytes come. A peer that is gone already is no error: its reads will say so.
+pub fn finish_writing(fd: &OwnedFd) {
+    let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
+}
+
+/// Makes the coming close a reset: the peer must not take a cut stream for a whole one.
+pub fn reset_on_close(fd: &OwnedFd) {
+    // Fails only on a socket that is dead already.
+    let _ = setsockopt(fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
+}
+
+/// Turns on keepalive. No error on Unix sockets, which have none.
+pub fn keep_alive(fd: &OwnedFd, keepalive: Keepalive) {
+    let seconds = |d: std::time::Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX).clamp(1, 32_767);
+    // Each fails only on a socket that is dead or not TCP.
+    if setsockopt(fd, sockopt::TcpKeepIdle, &seconds(keepalive.idle)).is_ok() {
+        let _ = setsockopt(fd, sockopt::TcpKeepInterval, &seconds(keepalive.interval));
+        let _ = setsockopt(fd, sockopt::TcpKeepCount, &u32::from(keepalive.count));
+        let _ = setsockopt(fd, sockopt::KeepAlive, &true);
+    }
+}
+
+/// Microseconds of CLOCK_MONOTONIC.
+pub fn monotonic_micros() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    // Cannot fail on Linux with this clock.
+    now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000 + t.tv_nsec() as u64 / 1000)
+}
+
+/// Raises the limit of descriptors to the hard one; returns it. Left as it was where the kernel refuses.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        return Ok(hard);
+    }
+    Ok(soft)
+}

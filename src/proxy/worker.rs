@@ -1,0 +1,404 @@
+//! The loop: events, the daemon's commands, a coarse clock. A worker owns its doors, its table of sessions
+//! and the buffer they share; [`Worker::run`] returns at a safe point, where nothing is half done, and can
+//! be called again. Here alone in this room is the clock read, once a turn.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use slab::Slab;
+use tokio::sync::{Notify, mpsc};
+use tracing::{error, info};
+
+use super::door::{Door, Hold};
+use super::inbox::{Command, Inbox, Outcome, Sessions};
+use super::limits::Limits;
+use super::relay::SCRATCH;
+use super::session::{KEEPALIVE_AFTER, Next, Session, State};
+use super::socket::{self, monotonic_micros};
+use crate::snapshot::{Reader, Snapshot};
+use crate::words::{Cause, PoolName, Refusal};
+
+/// Events taken at a time.
+const EVENTS: usize = 512;
+/// The least time between two sweeps over the table, in microseconds.
+const SWEEP: u64 = 20_000;
+/// How soon after a change the sessions take its timeouts.
+const REFRESH: u64 = 100_000;
+
+/// What a worker is made of.
+pub struct Setup {
+    /// Its number; the shard of the counters that it writes.
+    pub index: usize,
+    /// How the daemon speaks to it.
+    pub inbox: Inbox,
+    /// The snapshots.
+    pub reader: Reader,
+    /// What the process may have.
+    pub limits: Arc<Limits>,
+    /// Where it tells of failed dials. Full: dropped, the next one tells the same.
+    pub outcomes: mpsc::Sender<Outcome>,
+    /// Rung after each acknowledgement.
+    pub acknowledged: Arc<Notify>,
+    /// Wakes the other workers.
+    pub others: Vec<Arc<EventFd>>,
+}
+
+/// One thread's share of the proxy.
+pub struct Worker {
+    pub(super) index: usize,
+    pub(super) epoll: Epoll,
+    inbox: Inbox,
+    reader: Reader,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) outcomes: mpsc::Sender<Outcome>,
+    acknowledged: Arc<Notify>,
+    others: Vec<Arc<EventFd>>,
+    pub(super) sessions: Slab<Session>,
+    pub(super) doors: Slab<Door>,
+    /// Doors that have clients, until the end of the turn.
+    pub(super) knocked: Vec<usize>,
+    /// Doors are shut for want of descriptors until then.
+    pub(super) shut_until: Option<u64>,
+    /// How long they were shut last.
+    pub(super) shut_for: u64,
+    /// Sessions that wait for a place, in the order they came.
+    pub(super) queues: BTreeMap<PoolName, VecDeque<usize>>,
+    scratch: Box<[u8]>,
+    /// Sessions that could go on.
+    again: Vec<usize>,
+    /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
+    pub(super) gone: Vec<usize>,
+    pub(super) now: u64,
+    sweep_at: u64,
+    swept: u64,
+    /// A snapshot has come since the last sweep.
+    changed: bool,
+    /// State of a xorshift; good enough to draw two backends.
+    seed: u64,
+}
+
+/// What an event is about; packed into the 64 bits that epoll keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    Client(usize),
+    /// The dial tells this socket from an earlier one of the same session.
+    Server(usize, u8),
+    Door(usize),
+    Inbox,
+}
+
+impl Token {
+    pub(super) fn pack(self) -> u64 {
+        match self {
+            Token::Client(key) => (key as u64) << 16,
+            Token::Server(key, dial) => (key as u64) << 16 | u64::from(dial) << 8 | 1,
+            Token::Door(key) => (key as u64) << 16 | 2,
+            Token::Inbox => 3,
+        }
+    }
+
+    fn unpack(bits: u64) -> Self {
+        let key = (bits >> 16) as usize;
+        match bits & 0xff {
+            0 => Token::Client(key),
+            1 => Token::Server(key, (bits >> 8) as u8),
+            2 => Token::Door(key),
+            _ => Token::Inbox,
+        }
+    }
+}
+
+impl Worker {
+    /// A worker with no door and no session.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new(setup: Setup) -> Result<Self, Errno> {
+        let Setup { index, inbox, mut reader, limits, outcomes, acknowledged, others } = setup;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&*inbox.waker, EpollEvent::new(EpollFlags::EPOLLIN, Token::Inbox.pack()))?;
+        let snapshot = Arc::clone(reader.look());
+        let now = monotonic_micros();
+        Ok(Self {
+            index,
+            epoll,
+            inbox,
+            reader,
+            snapshot,
+            limits,
+            outcomes,
+            acknowledged,
+            others,
+            sessions: Slab::new(),
+            doors: Slab::new(),
+            knocked: Vec::new(),
+            shut_until: None,
+            shut_for: 0,
+            queues: BTreeMap::new(),
+            scratch: vec![0; SCRATCH].into(),
+            again: Vec::new(),
+            gone: Vec::new(),
+            now,
+            sweep_at: u64::MAX,
+            swept: now,
+            changed: false,
+            seed: now | 1,
+        })
+    }
+
+    /// Serves until [`Command::Park`] comes.
+    pub fn run(&mut self) {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let mut turn = Vec::new();
+        loop {
+            let count = match self.epoll.wait(&mut events, self.patience()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(e) => {
+                    // Only a descriptor that is no epoll makes it fail: nothing could be served any more.
+                    error!(worker = self.index, "epoll_wait: {e}");
+                    return;
+                }
+            };
+            self.now = monotonic_micros();
+            self.look_at_snapshot();
+            std::mem::swap(&mut turn, &mut self.again);
+            let mut parked = false;
+            for event in &events[..count] {
+                match Token::unpack(event.data()) {
+                    Token::Client(key) => self.client_event(key, event.events()),
+                    Token::Server(key, dial) => self.server_event(key, dial, event.events()),
+                    Token::Door(key) => self.knocked.push(key),
+                    Token::Inbox => parked |= self.take_commands(),
+                }
+            }
+            for key in turn.drain(..) {
+                self.turn(key);
+            }
+            self.bury();
+            self.answer_doors();
+            if self.now >= self.sweep_at {
+                self.sweep();
+            }
+            self.bury();
+            if parked {
+                return;
+            }
+        }
+    }
+
+    /// How long to wait for events.
+    fn patience(&self) -> EpollTimeout {
+        if !self.again.is_empty() {
+            return EpollTimeout::ZERO;
+        }
+        let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX));
+        if until == u64::MAX {
+            return EpollTimeout::NONE;
+        }
+        let millis = until.saturating_sub(self.now).div_ceil(1000);
+        EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn look_at_snapshot(&mut self) {
+        let newest = self.reader.look();
+        if Arc::ptr_eq(newest, &self.snapshot) {
+            return;
+        }
+        self.snapshot = Arc::clone(newest);
+        self.changed = true;
+        self.sweep_by(self.now + REFRESH);
+        for (_, door) in &mut self.doors {
+            door.take(&self.snapshot);
+        }
+        self.open_doors(Hold::Limit); // it may have been raised
+        self.serve_queues();
+    }
+
+    /// Does what the daemon told; true where it is to park.
+    fn take_commands(&mut self) -> bool {
+        self.inbox.clear();
+        // A snapshot published before a command was told is in force before the command is done.
+        self.look_at_snapshot();
+        // Another worker may have woken us because there is room.
+        self.open_doors(Hold::Limit);
+        self.serve_queues();
+        let mut parked = false;
+        while let Some(command) = self.inbox.next() {
+            match command {
+                Command::Listen(address, socket) => self.add_door(address, socket),
+                Command::Release(address) => self.release_door(&address),
+                Command::Cut(which) => self.cut(&which),
+                Command::Park => parked = true,
+                Command::Acknowledge(generation) => {
+                    self.bury();
+                    self.inbox.acknowledge(generation);
+                    self.acknowledged.notify_one();
+                }
+            }
+        }
+        parked
+    }
+
+    fn cut(&mut self, which: &Sessions) {
+        let chosen: Vec<usize> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| match which {
+                Sessions::All => true,
+                Sessions::Of(backend) => session.backend.as_ref().is_some_and(|b| Arc::ptr_eq(b, backend)),
+            })
+            .map(|(key, _)| key)
+            .collect();
+        for key in chosen {
+            let phase = self.sessions[key].phase();
+            self.end(key, Cause::Killed, phase);
+        }
+    }
+
+    fn client_event(&mut self, key: usize, events: EpollFlags) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let next = session.client_heard(events);
+        self.follow(key, next);
+    }
+
+    fn server_event(&mut self, key: usize, dial: u8, events: EpollFlags) {
+        let Some(session) = self.sessions.get_mut(key).filter(|s| s.dial == dial) else { return };
+        let Some(server) = &mut session.server else { return };
+        server.heard(events);
+        match session.state {
+            State::Relaying => self.turn(key),
+            State::Connecting if events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) => {
+                let why = socket::dial_result(&server.fd).err().unwrap_or(Errno::ECONNRESET);
+                self.dial_failed(key, why);
+            }
+            State::Connecting if events.contains(EpollFlags::EPOLLOUT) => {
+                self.established(key);
+                self.turn(key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives a session its turn.
+    pub(super) fn turn(&mut self, key: usize) {
+        let Some(session) = self.sessions.get_mut(key).filter(|s| s.state == State::Relaying) else { return };
+        let before = (session.up.bytes, session.down.bytes);
+        let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
+        let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
+        if up | down != 0 {
+            let listener = &session.listener.shards[self.index];
+            listener.bytes_in.add(up);
+            listener.bytes_out.add(down);
+            if let Some(backend) = &session.backend {
+                let backend = &backend.shards[self.index];
+                backend.bytes_in.add(up);
+                backend.bytes_out.add(down);
+            }
+        }
+        match next {
+            Next::Again => self.again.push(key),
+            next => self.follow(key, next),
+        }
+    }
+
+    fn follow(&mut self, key: usize, next: Next) {
+        match next {
+            Next::Wait => {}
+            Next::Again => self.turn(key),
+            Next::Redial(why) => self.dial_failed(key, why),
+            Next::End(cause, phase) => self.end(key, cause, phase),
+        }
+    }
+
+    /// Makes sure that a sweep comes when `at` has come.
+    pub(super) fn sweep_by(&mut self, at: u64) {
+        self.sweep_at = self.sweep_at.min(at.max(self.swept + SWEEP));
+    }
+
+    /// Ends what has lasted too long, and finds out when that could next be so.
+    fn sweep(&mut self) {
+        let (now, changed) = (self.now, std::mem::take(&mut self.changed));
+        let mut due = Vec::new();
+        let mut next = u64::MAX;
+        for (key, session) in &mut self.sessions {
+            if changed {
+                session.take_timeouts(&self.snapshot);
+            }
+            let (mut at, mut cause) = match session.state {
+                State::Relaying => session.overdue(),
+                State::Gone => continue,
+                _ => (session.deadline, Cause::ServerTimeout),
+            };
+            if let Some(leave) = session.leaves_by(&self.snapshot).filter(|leave| *leave < at) {
+                (at, cause) = (leave, Cause::Killed);
+            }
+            if at <= now {
+                due.push((key, cause));
+                continue;
+            }
+            next = next.min(at);
+            if !session.kept_alive && session.state == State::Relaying {
+                let old_enough = session.accepted + KEEPALIVE_AFTER;
+                if old_enough <= now { keep_alive(session, &self.snapshot) } else { next = next.min(old_enough) }
+            }
+        }
+        self.swept = now;
+        self.sweep_at = next.max(now + SWEEP);
+        for (key, cause) in due {
+            match (self.sessions[key].state, cause) {
+                (State::Queued, Cause::ServerTimeout) => self.refuse(key, Refusal::QueueTimeout),
+                (State::Pausing, Cause::ServerTimeout) => self.place(key),
+                (State::Connecting, Cause::ServerTimeout) => self.dial_failed(key, Errno::ETIMEDOUT),
+                _ => {
+                    let phase = self.sessions[key].phase();
+                    self.end(key, cause, phase);
+                }
+            }
+        }
+        if self.limits.recovered(now) {
+            info!("there are descriptors and places again; accepting as before");
+        }
+    }
+
+    /// Tells the others that there is room.
+    pub(super) fn wake_others(&self) {
+        for waker in &self.others {
+            // Fails only where it is awake already.
+            let _ = waker.write(1);
+        }
+    }
+
+    pub(super) fn random(&mut self) -> u64 {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        self.seed
+    }
+}
+
+/// Turns keepalive on. Only now, as most sessions are over before it could matter and it is eight calls.
+fn keep_alive(session: &mut Session, snapshot: &Snapshot) {
+    session.kept_alive = true;
+    let Some(listener) = snapshot.listener(&session.listener.name) else { return };
+    socket::keep_alive(&session.client.fd, listener.keepalive);
+    if let Some(server) = &session.server {
+        socket::keep_alive(&server.fd, listener.keepalive);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_its_packing() {
+        for token in [Token::Client(0), Token::Client(70_000), Token::Server(3, 255), Token::Door(9), Token::Inbox] {
+            assert_eq!(Token::unpack(token.pack()), token);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Builds the picture from what the operator asked for and what is known of each backend. Who is
+//! eligible is decided here, once a change, so that a session's choice need not ask.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::cells::{BackendCell, Cells};
+use super::model::{Backend, Listener, Pool, Snapshot};
+use crate::balance::{Balancer, Candidate};
+use crate::config::{self, Config};
+use crate::words::{AdminState, BackendRef, Generation, Health, PoolName};
+
+/// What is known of a backend beside the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendFacts {
+    /// What probes say.
+    pub health: Health,
+    /// What the operator wants.
+    pub admin: AdminState,
+}
+
+/// Builds a snapshot. `cells` must have been settled for `config`. `previous` lends balancers whose
+/// candidates have not changed: a Maglev table takes milliseconds.
+pub fn build(
+    generation: Generation,
+    config: &Config,
+    cells: &Cells,
+    facts: impl Fn(&BackendCell) -> BackendFacts,
+    previous: Option<&Snapshot>,
+) -> Snapshot {
+    let pools: Vec<Arc<Pool>> = config
+        .pools
+        .iter()
+        .filter_map(|(name, asked)| pool(name, asked, cells, &facts, previous).map(Arc::new))
+        .collect();
+    let listeners: Vec<Arc<Listener>> = config
+        .listeners
+        .iter()
+        .filter_map(|(name, asked)| {
+            Some(Arc::new(Listener {
+                cell: Arc::clone(cells.listener(name)?),
+                addresses: asked.bind.clone(),
+                pool: Arc::clone(&pools[pools.binary_search_by(|p| p.cell.name.cmp(&asked.pool)).ok()?]),
+                max_connections: asked.max_connections,
+                idle_timeout: asked.idle_timeout,
+                keepalive: asked.keepalive,
+            }))
+        })
+        .collect();
+    let by_address: HashMap<_, _> =
+        listeners.iter().flat_map(|l| l.addresses.iter().map(|a| (a.clone(), Arc::clone(l)))).collect();
+    Snapshot {
+        generation,
+        listeners,
+        pools,
+        removed_timeout: config.removed_timeout,
+        log: config.log.connections,
+        by_address,
+    }
+}
+
+fn pool(
+    name: &PoolName,
+    asked: &config::Pool,
+    cells: &Cells,
+    facts: &impl Fn(&BackendCell) -> BackendFacts,
+    previous: Option<&Snapshot>,
+) -> Option<Pool> {
+    let backends: Vec<Backend> = asked
+        .backends
+        .iter()
+        .filter_map(|b| {
+            let reference = BackendRef { pool: name.clone(), backend: b.name.clone() };
+            let cell = cells.backend(&reference, &b.address)?;
+            let BackendFacts { health, admin } = facts(cell);
+            Some(Backend {
+                cell: Arc::clone(cell),
+                weight: b.weight,
+                max_connections: b.max_connections,
+                backup: b.backup,
+                health,
+                admin,
+            })
+        })
+        .collect();
+    let eligible = eligible(&backends, asked.health_check.is_some());
+    let balancer = previous
+        .and_then(|p| p.pool(name))
+        .filter(|p| p.balance == asked.balance && same_candidates(p, &backends, &eligible))
+        .map(|p| Arc::clone(&p.balancer))
+        .unwrap_or_else(|| {
+            let candidates: Vec<_> = eligible
+                .iter()
+                .map(|&i| &backends[usize::from(i)])
+                .map(|b| Candidate { name: b.cell.reference.backend.as_str(), weight: b.weight })
+                .collect();
+            Arc::new(Balancer::new(asked.balance, &candidates))
+        });
+    Some(Pool {
+        cell: Arc::clone(cells.pool(name)?),
+        balance: asked.balance,
+        backends,
+        eligible,
+        balancer,
+        connect_timeout: asked.connect_timeout,
+        half_close_timeout: asked.half_close_timeout,
+        retries: asked.retries,
+        queue: asked.queue,
+    })
+}
+
+/// Who may be chosen: enabled, of some weight, and up, or unproven where the pool has no check or no
+/// verdict on any backend yet. Backups count only while no other is left.
+fn eligible(backends: &[Backend], checked: bool) -> Vec<u16> {
+    let no_verdict = backends.iter().all(|b| b.health == Health::Unproven);
+    let fit = |b: &Backend| match b.health {
+        Health::Up => true,
+        Health::Unproven => !checked || no_verdict,
+        Health::Down => false,
+    };
+    let tier = |backup: bool| -> Vec<u16> {
+        (0u16..)
+            .zip(backends)
+            .filter(|(_, b)| b.backup == backup && b.admin == AdminState::Enabled && b.weight.value() > 0 && fit(b))
+            .map(|(i, _)| i)
+            .collect()
+    };
+    let primary = tier(false);
+    if primary.is_empty() { tier(true) } else { primary }
+}
+
+fn same_candidates(previous: &Pool, backends: &[Backend], eligible: &[u16]) -> bool {
+    let key = |b: &Backend| (b.cell.reference.backend.clone(), b.weight);
+    let of = |all: &[Backend], positions: &[u16]| -> Vec<_> {
+        positions.iter().map(|&i| key(&all[usize::from(i)])).collect()
+    };
+    of(&previous.backends, &previous.eligible) == of(backends, eligible)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Control, Keepalive, Log, LogConnections, LogLevel, Process, Workers};
+    use crate::words::{Algorithm, CheckSpec, Percent, Weight};
+    use std::time::Duration;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn config(backends: &[(&str, u64, bool)], checked: bool) -> Config {
+        let check = CheckSpec {
+            port: None,
+            send: None,
+            expect: None,
+            interval: SECOND,
+            fast_interval: SECOND,
+            down_interval: SECOND,
+            timeout: SECOND,
+            rise: 2,
+            fall: 3,
+            jitter: Percent::new(10).unwrap(),
+        };
+        let pool = config::Pool {
+            balance: Algorithm::RoundRobin,
+            backends: (9001..)
+                .zip(backends)
+                .map(|(port, (name, weight, backup))| config::Backend {
+                    name: name.parse().unwrap(),
+                    address: format!("127.0.0.1:{port}").parse().unwrap(),
+                    weight: Weight::new(*weight).unwrap(),
+                    max_connections: None,
+                    backup: *backup,
+                })
+                .collect(),
+            health_check: checked.then_some(check),
+            connect_timeout: SECOND,
+            half_close_timeout: SECOND,
+            retries: 2,
+            queue: None,
+        };
+        let listener = config::Listener {
+            bind: vec!["127.0.0.1:8080".parse().unwrap()],
+            pool: "web".parse().unwrap(),
+            max_connections: None,
+            idle_timeout: SECOND,
+            keepalive: Keepalive { idle: SECOND, interval: SECOND, count: 3 },
+        };
+        Config {
+            listeners: [("web".parse().unwrap(), listener)].into(),
+            pools: [("web".parse().unwrap(), pool)].into(),
+            process: Process { workers: Workers::Auto, buffer_memory: 1 << 25 },
+            watch: true,
+            drain_timeout: SECOND,
+            removed_timeout: None,
+            control: Control { socket: None, mode: 0o660, group: None },
+            log: Log { level: LogLevel::Info, connections: LogConnections::Errors },
+        }
+    }
+
+    fn eligible_names(config: &Config, facts: &[(Health, AdminState)]) -> Vec<String> {
+        let mut cells = Cells::new(1);
+        cells.settle(config, 1);
+        let order: Vec<_> = config.pools.values().next().unwrap().backends.iter().map(|b| b.name.clone()).collect();
+        let snapshot = build(
+            Generation(1),
+            config,
+            &cells,
+            |cell| {
+                let at = order.iter().position(|n| *n == cell.reference.backend).unwrap();
+                BackendFacts { health: facts[at].0, admin: facts[at].1 }
+            },
+            None,
+        );
+        let pool = &snapshot.pools[0];
+        pool.eligible.iter().map(|&i| pool.backends[usize::from(i)].cell.reference.backend.to_string()).collect()
+    }
+
+    #[test]
+    fn who_is_eligible_follows_from_health_admin_state_weight_and_backup() {
+        use AdminState::{Disabled, Draining, Enabled};
+        use Health::{Down, Unproven, Up};
+        let three = [("a", 1, false), ("b", 1, false), ("spare", 1, true)];
+        for (checked, backends, facts, want) in [
+            (true, three, [(Up, Enabled), (Up, Enabled), (Up, Enabled)], vec!["a", "b"]),
+            (true, three, [(Down, Enabled), (Up, Draining), (Up, Enabled)], vec!["spare"]),
+            (true, three, [(Down, Enabled), (Up, Disabled), (Down, Enabled)], vec![]),
+            (true, three, [(Unproven, Enabled); 3], vec!["a", "b"]),
+            (true, three, [(Unproven, Enabled), (Up, Enabled), (Up, Enabled)], vec!["b"]),
+            (true, three, [(Unproven, Enabled), (Down, Enabled), (Unproven, Enabled)], vec![]),
+            (false, three, [(Unproven, Enabled); 3], vec!["a", "b"]),
+            (
+                false,
+                [("a", 0, false), ("b", 1, false), ("spare", 1, true)],
+                [(Unproven, Enabled); 3],
+                vec!["b"],
+            ),
+        ] {
+            assert_eq!(eligible_names(&config(&backends, checked), &facts), want, "{facts:?} checked={checked}");
+        }
+    }
+
+    #[test]
+    fn an_unchanged_pool_keeps_its_balancer_and_its_cells() {
+        let first = config(&[("a", 1, false), ("b", 2, false)], false);
+        let mut cells = Cells::new(1);
+        let facts = |_: &BackendCell| BackendFacts { health: Health::Unproven, admin: AdminState::Enabled };
+        cells.settle(&first, 1);
+        let one = build(Generation(1), &first, &cells, facts, None);
+        let two = build(Generation(2), &first, &cells, facts, Some(&one));
+        assert!(Arc::ptr_eq(&one.pools[0].balancer, &two.pools[0].balancer));
+        let changed = config(&[("a", 1, false), ("b", 3, false)], false);
+        cells.settle(&changed, 2);
+        let three = build(Generation(3), &changed, &cells, facts, Some(&two));
+        assert!(!Arc::ptr_eq(&two.pools[0].balancer, &three.pools[0].balancer));
+        assert!(Arc::ptr_eq(&two.pools[0].backends[1].cell, &three.pools[0].backends[1].cell));
+    }
+
+    #[test]
+    fn a_removed_backend_is_kept_until_its_last_session_ends() {
+        let both = config(&[("a", 1, false), ("b", 1, false)], false);
+        let one = config(&[("a", 1, false)], false);
+        let mut cells = Cells::new(1);
+        cells.settle(&both, 1);
+        let b = Arc::clone(cells.backends().find(|c| c.reference.backend.as_str() == "b").unwrap());
+        assert!(b.live.reserve(None));
+        cells.settle(&one, 7);
+        assert_eq!((cells.backends().count(), b.removed_since()), (2, Some(7)));
+        cells.settle(&one, 9);
+        assert_eq!(b.removed_since(), Some(7), "the first removal counts");
+        b.live.release();
+        assert!(cells.forget_empty());
+        assert_eq!(cells.backends().count(), 1);
+    }
+
+    #[test]
+    fn a_limit_is_exact_over_threads() {
+        let live = super::super::cells::Live::default();
+        let taken: usize = std::thread::scope(|s| {
+            let threads: Vec<_> =
+                (0..4).map(|_| s.spawn(|| (0..1000).filter(|_| live.reserve(Some(1234))).count())).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).sum()
+        });
+        assert_eq!((taken, live.count()), (1234, 1234));
+    }
+}

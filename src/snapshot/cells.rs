@@ -1,0 +1,229 @@
+//! What outlives a change of configuration: the identity and the counters of each listener, pool and
+//! backend. Snapshots and sessions share the cells; [`Cells`], the supervisor's register of them, keeps
+//! a removed one until its last session has ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+use super::counters::{BackendShard, ListenerShard, Padded};
+use crate::config::Config;
+use crate::words::{Address, BackendRef, ListenerName, PoolName};
+
+/// A listener's identity (its name) and counters.
+#[derive(Debug)]
+pub struct ListenerCell {
+    /// Its name.
+    pub name: ListenerName,
+    /// Sessions accepted here that have not ended.
+    pub live: Live,
+    /// A shard a worker.
+    pub shards: Box<[Padded<ListenerShard>]>,
+    removed: Removed,
+}
+
+/// A pool's identity (its name) and what its sessions share.
+#[derive(Debug)]
+pub struct PoolCell {
+    /// Its name.
+    pub name: PoolName,
+    /// The next session's ticket; shared by all workers, so that weights are exact over them all.
+    pub ticket: Padded<AtomicU64>,
+    /// Sessions that wait for a place, in all workers.
+    pub queued: Padded<AtomicU32>,
+}
+
+/// A backend's identity (its pool, name and address) and counters.
+#[derive(Debug)]
+pub struct BackendCell {
+    /// Its pool and name.
+    pub reference: BackendRef,
+    /// Where it listens.
+    pub address: Address,
+    /// Its pool.
+    pub pool: Arc<PoolCell>,
+    /// Sessions counted from the choice to the end.
+    pub live: Live,
+    /// A shard a worker.
+    pub shards: Box<[Padded<BackendShard>]>,
+    removed: Removed,
+}
+
+/// A number of live sessions, exact over all workers, and whether somebody waits for a place.
+#[derive(Debug, Default)]
+pub struct Live(Padded<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    taken: AtomicU32,
+    awaited: AtomicBool,
+}
+
+impl Live {
+    /// Takes a place, unless `limit` are taken.
+    pub fn reserve(&self, limit: Option<u32>) -> bool {
+        let Some(limit) = limit else {
+            self.0.taken.fetch_add(1, SeqCst);
+            return true;
+        };
+        // Not add-check-undo: the moment before the undo would make another worker see a full house.
+        self.0.taken.fetch_update(SeqCst, SeqCst, |n| (n < limit).then_some(n + 1)).is_ok()
+    }
+
+    /// Takes a place or, where there is none, says that one is waited for.
+    pub fn reserve_or_wait(&self, limit: Option<u32>) -> bool {
+        self.reserve(limit) || {
+            self.0.awaited.store(true, SeqCst);
+            // Again: a place given back before the store would have told nobody.
+            self.reserve(limit)
+        }
+    }
+
+    /// Gives a place back; true where somebody waits for it and must be woken.
+    pub fn release(&self) -> bool {
+        self.0.taken.fetch_sub(1, SeqCst);
+        self.0.awaited.load(SeqCst) && self.0.awaited.swap(false, SeqCst)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.0.taken.load(SeqCst)
+    }
+}
+
+/// When a thing left the configuration: microseconds of CLOCK_MONOTONIC, 0 while it is part of it.
+#[derive(Debug, Default)]
+struct Removed(AtomicU64);
+
+impl Removed {
+    fn since(&self) -> Option<u64> {
+        Some(self.0.load(Relaxed)).filter(|at| *at != 0)
+    }
+
+    fn set(&self, present: bool, now: u64) {
+        let at = if present { 0 } else { self.since().unwrap_or(now.max(1)) };
+        self.0.store(at, Relaxed);
+    }
+}
+
+impl ListenerCell {
+    /// When it left the configuration, in microseconds of CLOCK_MONOTONIC.
+    pub fn removed_since(&self) -> Option<u64> {
+        self.removed.since()
+    }
+}
+
+impl BackendCell {
+    /// When it left the configuration, in microseconds of CLOCK_MONOTONIC.
+    pub fn removed_since(&self) -> Option<u64> {
+        self.removed.since()
+    }
+}
+
+/// Every cell there is, those that are leaving included.
+#[derive(Debug)]
+pub struct Cells {
+    shards: usize,
+    listeners: BTreeMap<ListenerName, Arc<ListenerCell>>,
+    pools: BTreeMap<PoolName, Arc<PoolCell>>,
+    backends: BTreeMap<(BackendRef, Address), Arc<BackendCell>>,
+}
+
+impl Cells {
+    /// An empty register for so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self { shards: workers, listeners: BTreeMap::new(), pools: BTreeMap::new(), backends: BTreeMap::new() }
+    }
+
+    /// Makes the register fit a configuration: adds what is new, marks what has left at `now`
+    /// (microseconds of CLOCK_MONOTONIC), forgets what has left and has no session any more.
+    pub fn settle(&mut self, config: &Config, now: u64) {
+        for name in config.listeners.keys() {
+            self.listeners.entry(name.clone()).or_insert_with(|| Arc::new(listener(name.clone(), self.shards)));
+        }
+        for (name, pool) in &config.pools {
+            let cell = self.pools.entry(name.clone()).or_insert_with(|| {
+                Arc::new(PoolCell { name: name.clone(), ticket: Padded::default(), queued: Padded::default() })
+            });
+            for asked in &pool.backends {
+                let reference = BackendRef { pool: name.clone(), backend: asked.name.clone() };
+                let key = (reference.clone(), asked.address.clone());
+                self.backends
+                    .entry(key)
+                    .or_insert_with(|| Arc::new(backend(reference, asked.address.clone(), cell, self.shards)));
+            }
+        }
+        self.listeners.retain(|name, cell| {
+            let present = config.listeners.contains_key(name);
+            cell.removed.set(present, now);
+            present || cell.live.count() > 0
+        });
+        self.backends.retain(|(reference, address), cell| {
+            let present = config
+                .pools
+                .get(&reference.pool)
+                .is_some_and(|p| p.backends.iter().any(|b| b.name == reference.backend && b.address == *address));
+            cell.removed.set(present, now);
+            present || cell.live.count() > 0
+        });
+        self.pools.retain(|name, _| config.pools.contains_key(name) || self.backends.keys().any(|(r, _)| r.pool == *name));
+    }
+
+    /// Forgets what has left and has no session any more; true where something did.
+    pub fn forget_empty(&mut self) -> bool {
+        let before = self.listeners.len() + self.backends.len();
+        self.listeners.retain(|_, cell| cell.removed_since().is_none() || cell.live.count() > 0);
+        self.backends.retain(|_, cell| cell.removed_since().is_none() || cell.live.count() > 0);
+        before != self.listeners.len() + self.backends.len()
+    }
+
+    /// The cell of a listener.
+    pub fn listener(&self, name: &ListenerName) -> Option<&Arc<ListenerCell>> {
+        self.listeners.get(name)
+    }
+
+    /// The cell of a pool.
+    pub fn pool(&self, name: &PoolName) -> Option<&Arc<PoolCell>> {
+        self.pools.get(name)
+    }
+
+    /// The cell of a backend.
+    pub fn backend(&self, reference: &BackendRef, address: &Address) -> Option<&Arc<BackendCell>> {
+        self.backends.get(&(reference.clone(), address.clone()))
+    }
+
+    /// Every listener, by name.
+    pub fn listeners(&self) -> impl Iterator<Item = &Arc<ListenerCell>> {
+        self.listeners.values()
+    }
+
+    /// Every backend, by pool and name.
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<BackendCell>> {
+        self.backends.values()
+    }
+
+    /// Sessions that have not ended.
+    pub fn sessions(&self) -> u64 {
+        self.listeners.values().map(|cell| u64::from(cell.live.count())).sum()
+    }
+}
+
+fn listener(name: ListenerName, shards: usize) -> ListenerCell {
+    ListenerCell {
+        name,
+        live: Live::default(),
+        shards: (0..shards).map(|_| Padded::default()).collect(),
+        removed: Removed::default(),
+    }
+}
+
+fn backend(reference: BackendRef, address: Address, pool: &Arc<PoolCell>, shards: usize) -> BackendCell {
+    BackendCell {
+        reference,
+        address,
+        pool: Arc::clone(pool),
+        live: Live::default(),
+        shards: (0..shards).map(|_| Padded::default()).collect(),
+        removed: Removed::default(),
+    }
+}

@@ -1,6 +1,6 @@
 //! Which backend comes next. A [`Balancer`] is built from the eligible backends whenever they or their weights change,
-//! and is shared by all workers without a lock: what moves (the ticket, live sessions, randomness) comes with each [`Ask`].
-//! Who is eligible, who counts sessions and what happens when nobody is usable is left to the snapshot and the data path.
+//! and is shared by all workers without a lock: what moves (the ticket, live sessions, randomness) comes with each
+//! [`Ask`]. Who is eligible is the snapshot's; counting sessions, and what to do when nobody is usable, the data path's.
 
 mod draw;
 mod first;

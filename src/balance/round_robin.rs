@@ -97,16 +97,15 @@ fn merged(weights: &[u32], total: usize) -> Box<[u32]> {
             _ => groups.push((weight, vec![i])),
         }
     }
-    let mut places: Vec<(u64, u32, u32)> = Vec::with_capacity(total);
-    for (g, (weight, members)) in groups.iter().enumerate() {
+    // The place as a fraction of 2^32, then the group. 2k+1 has the upper 32 bits: 4096 of weight 256 have 2^20 turns.
+    let mut places: Vec<u64> = Vec::with_capacity(total);
+    for (g, (weight, members)) in (0..).zip(&groups) {
         let turns = u64::from(*weight) * members.len() as u64;
-        for k in 0..turns {
-            // The place as a fraction of 2^32: turns are few enough (2^20 for 4096 of weight 256) for 2k+1 not to overflow.
-            places.push((((2 * k + 1) << 32) / (2 * turns), g as u32, members[k as usize % members.len()]));
-        }
+        places.extend((0..turns).map(|k| ((((2 * k + 1) << 32) / (2 * turns)) << 16) | g));
     }
-    places.sort_unstable_by_key(|&(place, group, _)| (place, group));
-    places.into_iter().map(|(_, _, member)| member).collect()
+    places.sort_unstable();
+    let mut groups: Vec<_> = groups.into_iter().map(|(_, members)| members.into_iter().cycle()).collect();
+    places.into_iter().filter_map(|place| groups[(place & 0xffff) as usize].next()).collect()
 }
 
 #[cfg(test)]

@@ -1,2 +1,145 @@
-//! Placeholder of the first commit.
-fn main() {}
+//! The daemon's command line: arguments, the file, logging, then [`lbd::daemon::run`]. Decides the exit
+//! code: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use lbd::config::{LogLevel, Problem, render};
+use lbd::control::Place;
+use lbd::daemon::demo::{self, Tools};
+use lbd::daemon::effects::{Source, read_file};
+use lbd::daemon::event::FileRead;
+use lbd::daemon::logging::{self, Logging};
+use lbd::daemon::{self, Start};
+use lbd::words::Address;
+
+/// EX_CONFIG of sysexits.h; the unit does not restart after it.
+const WRONG_CONFIGURATION: u8 = 78;
+/// Backends of the demo.
+const BACKENDS: usize = 3;
+
+/// Balances TCP; driven by lbctl.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.yaml")]
+    config: PathBuf,
+    /// Check the file, print every problem, and exit: 0 right, 78 wrong
+    #[arg(long, conflicts_with_all = ["demo", "control"])]
+    check: bool,
+    /// Show lbd at work: three echo backends and a listener on 127.0.0.1:8080; needs no file
+    #[arg(long, conflicts_with = "config")]
+    demo: bool,
+    /// The control socket; wins over the file's [default: /run/lbd/control.sock for root and the service,
+    /// else lbd/control.sock in the user's runtime folder]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lbd --demo                          try it, without a file
+  lbd --check --config lbd.yaml       is the file right?
+  lbd --config lbd.yaml               run
+
+Signals: SIGHUP reloads; SIGTERM and SIGINT let sessions finish, then stop; a second one stops at once.
+Exit codes: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.demo {
+        return with_logging(LogLevel::Warn, |logging| show(&arguments, logging));
+    }
+    let (read, content) = read_file(&arguments.config);
+    let config = match read {
+        FileRead::Right(config) => *config,
+        FileRead::Unreadable(why) => return wrong(&arguments, &why),
+        FileRead::Wrong(name, problems) => return wrong(&arguments, &all_of(&name, &problems, &content)),
+    };
+    if arguments.check {
+        let (listeners, pools) = (config.listeners.len(), config.pools.len());
+        let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
+        let name = arguments.config.display();
+        // A reader that has gone wants no answer.
+        let _ = writeln!(
+            std::io::stdout(),
+            "{name} is right; listeners: {listeners}, pools: {pools}, backends: {backends}"
+        );
+        return ExitCode::SUCCESS;
+    }
+    let start = Start {
+        config,
+        content,
+        source: Source::File(absolute(&arguments.config)),
+        control: arguments.control.map(Place::named),
+    };
+    with_logging(start.config.log.level, |logging| daemon::run(start, logging, |_| ()))
+}
+
+/// Runs what logs, and has its last error written whatever happens.
+fn with_logging(level: LogLevel, run: impl FnOnce(&Logging) -> Result<(), daemon::Broken>) -> ExitCode {
+    let logging = match logging::start(level) {
+        Ok(logging) => logging,
+        Err(e) => {
+            eprintln!("lbd: the log cannot start: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(&logging) {
+        Ok(()) => {
+            logging.flush_within(Duration::from_millis(500));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            logging.last_words(&why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> {
+    let uid = nix::unistd::geteuid().as_raw();
+    let usual = Place::of_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref());
+    let backends = demo::echo_backends(BACKENDS).map_err(|e| format!("the echo backends cannot start: {e}"))?;
+    let config = demo::configuration(&backends).map_err(|_| "the demo's own configuration is wrong".to_owned())?;
+    let place = arguments.control.as_ref().map_or_else(|| usual.clone(), Place::named);
+    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place) };
+    daemon::run(start, logging, |ready| {
+        let socket = (ready.control != usual.path).then_some(ready.control);
+        let listener = ready.listening.values().find_map(|address| match address {
+            Address::Ip(ip) => Some(*ip),
+            Address::Unix(_) => None,
+        });
+        if let Some(listener) = listener {
+            let text = demo::what_to_try(listener, BACKENDS, socket, &Tools::find());
+            let _ = writeln!(std::io::stdout(), "{text}");
+        }
+    })
+}
+
+/// The working directory may be another one when the file is read again.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+fn wrong(arguments: &Arguments, why: &str) -> ExitCode {
+    if arguments.check {
+        eprintln!("{}", why.trim_end());
+        return ExitCode::from(WRONG_CONFIGURATION);
+    }
+    // To the journal, where there is one.
+    let _ = with_logging(LogLevel::Info, |_| Err(why.trim_end().to_owned()));
+    ExitCode::from(WRONG_CONFIGURATION)
+}
+
+/// With the lines they are in for a person, one a line for a program.
+fn all_of(name: &str, problems: &[Problem], content: &[u8]) -> String {
+    if std::io::stderr().is_terminal() {
+        return render(problems, name, content, std::env::var_os("NO_COLOR").is_none());
+    }
+    problems.iter().map(|problem| problem.one_line(name) + "\n").collect()
+}

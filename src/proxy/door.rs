@@ -28,25 +28,35 @@ const BATCH: u8 = 64;
 const FIRST_PAUSE: u64 = 10_000;
 const LONGEST_PAUSE: u64 = 1_000_000;
 
+/// A bound address.
+#[derive(Debug)]
+pub struct Bound {
+    /// As it is: a port 0 asked for has become a number.
+    pub address: Address,
+    /// Listening; one a worker, or just one.
+    pub sockets: Vec<OwnedFd>,
+}
+
 /// Binds an address: a socket for each of `count` workers where the kernel can share it, else one.
+/// `held` are the addresses that this process has bound already; one that overlaps them is shared with itself.
 ///
 /// # Errors
 /// The address is in use, is not this machine's, or is not allowed to this user; nothing stays bound.
-pub fn bind(address: &Address, count: usize) -> io::Result<Vec<OwnedFd>> {
+pub fn bind(address: &Address, count: usize, held: &[Address]) -> io::Result<Bound> {
     match address {
-        Address::Unix(path) => Ok(vec![bind_unix(path)?]),
+        Address::Unix(path) => Ok(Bound { address: address.clone(), sockets: vec![bind_unix(path)?] }),
         Address::Ip(ip) => {
+            let ours = held.iter().any(|h| matches!(h, Address::Ip(h) if h.port() == ip.port() && ip.port() != 0));
             // SO_REUSEPORT lets any process of this user bind the same port without a word. So first without it.
-            let probe = tcp(*ip, false)?;
+            let probe = tcp(*ip, ours)?;
             let ip = if ip.port() == 0 { probe.local_addr()?.as_socket().unwrap_or(*ip) } else { *ip };
             drop(probe);
-            (0..count)
-                .map(|_| {
-                    let socket = tcp(ip, true)?;
-                    socket.listen(BACKLOG)?;
-                    Ok(socket.into())
-                })
-                .collect()
+            let sockets = (0..count).map(|_| {
+                let socket = tcp(ip, true)?;
+                socket.listen(BACKLOG)?;
+                Ok(socket.into())
+            });
+            Ok(Bound { address: Address::Ip(ip), sockets: sockets.collect::<io::Result<_>>()? })
         }
     }
 }
@@ -160,8 +170,11 @@ impl Worker {
         let Some(listener) = door.listener.clone() else { return Accepted::Nobody };
         if !self.limits.sessions.reserve_or_wait(Some(self.limits.most)) {
             if self.limits.ran_short(self.now) {
-                warn!(sessions = self.limits.most, "the process has as many sessions as its descriptors allow; \
-                     new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more");
+                warn!(
+                    sessions = self.limits.most,
+                    "the process has as many sessions as its descriptors allow; \
+                     new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more"
+                );
             }
             self.hold_door(key, Hold::Limit);
             return Accepted::Held;
@@ -194,7 +207,10 @@ impl Worker {
     /// Shuts the doors for a while: accept would fail again at once, and an open door would spin.
     pub(super) fn run_short(&mut self, e: Errno) {
         if self.limits.ran_short(self.now) {
-            warn!("out of resources ({}); accepting pauses until there are some; look at LimitNOFILE= (ulimit -n)", e.desc());
+            warn!(
+                "out of resources ({}); accepting pauses until there are some; look at LimitNOFILE= (ulimit -n)",
+                e.desc()
+            );
         }
         if self.shut_until.is_some() {
             return;
@@ -212,9 +228,8 @@ impl Worker {
         let door = &mut self.doors[key];
         door.held = Some(why);
         // Cannot fail: the socket is registered.
-        let _ = self
-            .epoll
-            .modify(door.socket.as_fd(), &mut EpollEvent::new(EpollFlags::empty(), Token::Door(key).pack()));
+        let _ =
+            self.epoll.modify(door.socket.as_fd(), &mut EpollEvent::new(EpollFlags::empty(), Token::Door(key).pack()));
     }
 
     /// Listens again to the doors that were held for this reason.

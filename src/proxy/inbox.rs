@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::snapshot::{BackendCell, Padded};
-use crate::words::{Address, Generation};
+use crate::snapshot::{BackendCell, Padded, Revision};
+use crate::words::Address;
 
 /// Commands a worker may have before it; a worker takes all of them each turn.
 const INBOX: usize = 1024;
@@ -21,8 +21,8 @@ pub enum Command {
     Listen(Address, OwnedFd),
     /// Accept what has come to this address so far, then close it.
     Release(Address),
-    /// Say that everything told so far is done, and that this generation is in force here.
-    Acknowledge(Generation),
+    /// Say that everything told so far is done, and that this snapshot is in force here.
+    Acknowledge(Revision),
     /// End sessions now.
     Cut(Sessions),
     /// Return from the loop.
@@ -43,8 +43,6 @@ pub enum Sessions {
 pub enum Outcome {
     /// A connect to this backend failed; holds why.
     DialFailed(Arc<BackendCell>, String),
-    /// A worker has acknowledged; see [`Line::acknowledged`].
-    Acknowledged,
 }
 
 /// The daemon's end of a worker's inbox.
@@ -106,9 +104,9 @@ impl Line {
         Arc::clone(&self.waker)
     }
 
-    /// The last generation that the worker has acknowledged.
-    pub fn acknowledged(&self) -> Generation {
-        Generation(self.acknowledged.load(SeqCst))
+    /// The last snapshot that the worker has acknowledged.
+    pub fn acknowledged(&self) -> Revision {
+        Revision(self.acknowledged.load(SeqCst))
     }
 }
 
@@ -124,8 +122,8 @@ impl Inbox {
         let _ = self.waker.read();
     }
 
-    /// Says that everything up to this generation is done.
-    pub fn acknowledge(&self, generation: Generation) {
-        self.acknowledged.fetch_max(generation.0, SeqCst);
+    /// Says that everything up to this snapshot is done.
+    pub fn acknowledge(&self, revision: Revision) {
+        self.acknowledged.fetch_max(revision.0, SeqCst);
     }
 }

@@ -12,7 +12,7 @@ mod session;
 mod socket;
 mod worker;
 
-pub use door::bind;
+pub use door::{Bound, bind};
 pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unanswered, line};
 pub use limits::Limits;
 pub use relay::Memory;

@@ -234,9 +234,9 @@ impl Worker {
                 Command::Release(address) => self.release_door(&address),
                 Command::Cut(which) => self.cut(&which),
                 Command::Park => parked = true,
-                Command::Acknowledge(generation) => {
+                Command::Acknowledge(revision) => {
                     self.bury();
-                    self.inbox.acknowledge(generation);
+                    self.inbox.acknowledge(revision);
                     self.acknowledged.notify_one();
                 }
             }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::cells::{BackendCell, Cells};
-use super::model::{Backend, Listener, Pool, Snapshot};
+use super::model::{Backend, Listener, Pool, Revision, Snapshot};
 use crate::balance::{Balancer, Candidate};
 use crate::config::{self, Config};
 use crate::words::{AdminState, BackendRef, Generation, Health, PoolName};
@@ -22,7 +22,7 @@ pub struct BackendFacts {
 /// Builds a snapshot. `cells` must have been settled for `config`. `previous` lends balancers whose
 /// candidates have not changed: a Maglev table takes milliseconds.
 pub fn build(
-    generation: Generation,
+    (generation, revision): (Generation, Revision),
     config: &Config,
     cells: &Cells,
     facts: impl Fn(&BackendCell) -> BackendFacts,
@@ -51,6 +51,7 @@ pub fn build(
         listeners.iter().flat_map(|l| l.addresses.iter().map(|a| (a.clone(), Arc::clone(l)))).collect();
     Snapshot {
         generation,
+        revision,
         listeners,
         pools,
         removed_timeout: config.removed_timeout,
@@ -201,7 +202,7 @@ mod tests {
         cells.settle(config, 1);
         let order: Vec<_> = config.pools.values().next().unwrap().backends.iter().map(|b| b.name.clone()).collect();
         let snapshot = build(
-            Generation(1),
+            (Generation(1), Revision(1)),
             config,
             &cells,
             |cell| {
@@ -227,12 +228,7 @@ mod tests {
             (true, three, [(Unproven, Enabled), (Up, Enabled), (Up, Enabled)], vec!["b"]),
             (true, three, [(Unproven, Enabled), (Down, Enabled), (Unproven, Enabled)], vec![]),
             (false, three, [(Unproven, Enabled); 3], vec!["a", "b"]),
-            (
-                false,
-                [("a", 0, false), ("b", 1, false), ("spare", 1, true)],
-                [(Unproven, Enabled); 3],
-                vec!["b"],
-            ),
+            (false, [("a", 0, false), ("b", 1, false), ("spare", 1, true)], [(Unproven, Enabled); 3], vec!["b"]),
         ] {
             assert_eq!(eligible_names(&config(&backends, checked), &facts), want, "{facts:?} checked={checked}");
         }
@@ -244,12 +240,12 @@ mod tests {
         let mut cells = Cells::new(1);
         let facts = |_: &BackendCell| BackendFacts { health: Health::Unproven, admin: AdminState::Enabled };
         cells.settle(&first, 1);
-        let one = build(Generation(1), &first, &cells, facts, None);
-        let two = build(Generation(2), &first, &cells, facts, Some(&one));
+        let one = build((Generation(1), Revision(1)), &first, &cells, facts, None);
+        let two = build((Generation(2), Revision(2)), &first, &cells, facts, Some(&one));
         assert!(Arc::ptr_eq(&one.pools[0].balancer, &two.pools[0].balancer));
         let changed = config(&[("a", 1, false), ("b", 3, false)], false);
         cells.settle(&changed, 2);
-        let three = build(Generation(3), &changed, &cells, facts, Some(&two));
+        let three = build((Generation(3), Revision(3)), &changed, &cells, facts, Some(&two));
         assert!(!Arc::ptr_eq(&two.pools[0].balancer, &three.pools[0].balancer));
         assert!(Arc::ptr_eq(&two.pools[0].backends[1].cell, &three.pools[0].backends[1].cell));
     }

@@ -166,7 +166,8 @@ impl Cells {
             cell.removed.set(present, now);
             present || cell.live.count() > 0
         });
-        self.pools.retain(|name, _| config.pools.contains_key(name) || self.backends.keys().any(|(r, _)| r.pool == *name));
+        self.pools
+            .retain(|name, _| config.pools.contains_key(name) || self.backends.keys().any(|(r, _)| r.pool == *name));
     }
 
     /// Forgets what has left and has no session any more; true where something did.

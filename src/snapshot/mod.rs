@@ -13,5 +13,5 @@ pub use build::{BackendFacts, build};
 pub use cells::{BackendCell, Cells, ListenerCell, Live, PoolCell};
 pub use counters::{BackendShard, Count, ListenerShard, Padded};
 pub use histogram::{Histogram, Percentile};
-pub use model::{Backend, Listener, Pool, Snapshot};
+pub use model::{Backend, Listener, Pool, Revision, Snapshot};
 pub use shared::{Publisher, Reader, publish_first};

@@ -9,11 +9,17 @@ use crate::balance::Balancer;
 use crate::config::{Keepalive, LogConnections, Queue};
 use crate::words::{Address, AdminState, Algorithm, BackendRef, Generation, Health, ListenerName, PoolName, Weight};
 
+/// The number of a snapshot; workers acknowledge by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Revision(pub u64);
+
 /// What is in force, whole.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Its number.
+    /// The configuration it shows.
     pub generation: Generation,
+    /// Its own number: one more at each change of anything, health and the operator's decisions included.
+    pub revision: Revision,
     /// By name.
     pub listeners: Vec<Arc<Listener>>,
     /// By name.
@@ -83,6 +89,19 @@ pub struct Backend {
 }
 
 impl Snapshot {
+    /// Before anything was configured.
+    pub fn empty() -> Self {
+        Self {
+            generation: Generation::default(),
+            revision: Revision::default(),
+            listeners: Vec::new(),
+            pools: Vec::new(),
+            removed_timeout: None,
+            log: LogConnections::Errors,
+            by_address: HashMap::new(),
+        }
+    }
+
     /// The listener that owns an address.
     pub fn listener_at(&self, address: &Address) -> Option<&Arc<Listener>> {
         self.by_address.get(address)

@@ -22,11 +22,9 @@ pub fn publish_first(first: Snapshot) -> (Publisher, Reader) {
 }
 
 impl Publisher {
-    /// Puts a snapshot in force; returns it for the publisher's own use.
-    pub fn publish(&self, next: Snapshot) -> Arc<Snapshot> {
-        let next = Arc::new(next);
-        self.0.store(Arc::clone(&next));
-        next
+    /// Puts a snapshot in force.
+    pub fn publish(&self, next: Arc<Snapshot>) {
+        self.0.store(next);
     }
 }
 

@@ -1,0 +1,177 @@
+//! Addresses of the file: the slips that `words::AddressError` is too general for, and which two addresses overlap.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use super::file::Node;
+use super::value::{clip, scalar};
+use crate::words::{Address, AddressError};
+
+/// The address of a listener.
+pub(super) fn bind(node: &Node) -> Result<Address, String> {
+    let text = scalar(node, "an address such as \"0.0.0.0:8080\"")?.text.as_str();
+    text.parse().map_err(|error| slip(text, "0.0.0.0").unwrap_or_else(|| shown(&error)))
+}
+
+/// The address of a backend, whose port must be known.
+pub(super) fn backend(node: &Node) -> Result<Address, String> {
+    let text = scalar(node, "an address such as \"10.0.0.7:8080\"")?.text.as_str();
+    match text.parse() {
+        Ok(Address::Ip(ip)) if ip.port() == 0 => {
+            Err(format!("\"{text}\" has port 0, to which nothing can connect; write a port from 1 to 65535"))
+        }
+        Ok(address) => Ok(address),
+        Err(error) => Err(slip(text, "10.0.0.7").unwrap_or_else(|| shown(&error))),
+    }
+}
+
+fn shown(error: &AddressError) -> String {
+    clip_long(&error.to_string())
+}
+
+/// A message about a text of a megabyte is not one.
+fn clip_long(message: &str) -> String {
+    if message.chars().count() <= 240 { clip_controls(message) } else { clip(message) }
+}
+
+fn clip_controls(message: &str) -> String {
+    message.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The slips that can be mended by a rule; `any` is the IP that stands for one left out.
+fn slip(text: &str, any: &str) -> Option<String> {
+    let says = |what: &str, mend: String| Some(format!("\"{}\" {what}; write \"{mend}\"", clip(text)));
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    let trimmed = text.trim();
+    if let Some((scheme, rest)) = trimmed.split_once("://") {
+        let rest = rest.trim_end_matches('/');
+        let known = matches!(scheme, "tcp" | "http" | "https") && rest.parse::<Address>().is_ok();
+        return if known { says("is a URL, not an address", rest.into()) } else { None };
+    }
+    if is_port(trimmed) {
+        return says("is a port without an IP", format!("{any}:{trimmed}"));
+    }
+    if let Some(port) = trimmed.strip_prefix(':').or_else(|| trimmed.strip_prefix("*:")).filter(|port| is_port(port)) {
+        return says("has no IP", format!("{any}:{port}"));
+    }
+    if let Some((port, ip)) =
+        trimmed.split_once(':').filter(|(port, ip)| is_port(port) && ip.parse::<Ipv4Addr>().is_ok())
+    {
+        return says("has port and IP the wrong way round", format!("{ip}:{port}"));
+    }
+    if let Some(port) = trimmed.strip_prefix("localhost:").filter(|port| is_port(port)) {
+        return says("has a host name, which lbd does not resolve", format!("127.0.0.1:{port}"));
+    }
+    let joined: String = trimmed.chars().filter(|c| !c.is_whitespace()).collect();
+    if joined.len() != text.len() && joined.parse::<Address>().is_ok() {
+        return says("has a space in it", joined);
+    }
+    if let Some((ip, port)) =
+        trimmed.split_once([' ', ';', ',', '/']).filter(|(ip, port)| ip.parse::<IpAddr>().is_ok() && is_port(port))
+    {
+        return says("has no colon before the port", SocketAddr::new(ip.parse().ok()?, port.parse().ok()?).to_string());
+    }
+    // "::1:8080" is an IPv6 address as a whole, and hardly meant to be.
+    if let Some((ip, port)) =
+        trimmed.rsplit_once(':').filter(|(ip, port)| is_port(port) && ip.contains(':') && port.len() > 1)
+    {
+        let ip = ip.parse::<Ipv6Addr>().ok()?;
+        return says("has an IPv6 address without brackets", format!("[{ip}]:{port}"));
+    }
+    if trimmed.starts_with('/') && trimmed.len() > 1 {
+        return says("is a path", format!("unix:{trimmed}"));
+    }
+    let host = trimmed.rsplit_once(':').map_or(trimmed, |(host, _)| host);
+    if !host.is_empty()
+        && host.contains('.')
+        && host.chars().all(|c| c.is_ascii_digit() || c == '.')
+        && host.parse::<Ipv4Addr>().is_err()
+    {
+        return Some(format!(
+            "\"{}\" is no IPv4 address: that is four numbers from 0 to 255, such as \"10.0.0.7\"",
+            clip(host)
+        ));
+    }
+    None
+}
+
+/// The addresses of listeners, for finding what overlaps without comparing each with each.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// The first listener address, by number, that takes what the key says.
+    first: HashMap<Span, usize>,
+}
+
+/// What an address takes of the machine.
+#[derive(PartialEq, Eq, Hash)]
+enum Span {
+    Ip(IpAddr, u16),
+    AnyIpv4(u16),
+    AnyIp(u16),
+    Unix(PathBuf),
+}
+
+impl Taken {
+    /// Adds an address; returns the number of one that was added before and overlaps with it.
+    /// Port 0 never overlaps; `[::]` takes IPv4 clients too.
+    pub fn add(&mut self, address: &Address, number: usize) -> Option<usize> {
+        let (asks, takes) = match address {
+            Address::Unix(path) => (vec![Span::Unix(tidy(path))], vec![Span::Unix(tidy(path))]),
+            Address::Ip(ip) if ip.port() == 0 => return None,
+            Address::Ip(ip) => {
+                let (ip, port) = (ip.ip().to_canonical(), ip.port());
+                let mut asks = wide_and_exact(ip, port);
+                let mut takes = vec![Span::Ip(ip, port), Span::AnyIp(port)];
+                if ip.is_ipv4() {
+                    takes.push(Span::AnyIpv4(port));
+                }
+                if ip.is_unspecified() {
+                    asks.push(if ip.is_ipv4() { Span::AnyIpv4(port) } else { Span::AnyIp(port) });
+                }
+                (asks, takes)
+            }
+        };
+        let found = self.earliest(&asks);
+        for span in takes {
+            self.first.entry(span).or_insert(number);
+        }
+        found
+    }
+
+    /// The number of an address at which a connection to `backend` arrives, as far as the two tell.
+    pub fn reached_from(&self, backend: &Address) -> Option<usize> {
+        let asks = match backend {
+            Address::Unix(path) => vec![Span::Unix(tidy(path))],
+            Address::Ip(address) => {
+                let port = address.port();
+                match address.ip().to_canonical() {
+                    // The kernel connects 0.0.0.0 and [::] to the machine itself.
+                    IpAddr::V4(ip) if ip.is_unspecified() => wide_and_exact(Ipv4Addr::LOCALHOST.into(), port),
+                    IpAddr::V6(ip) if ip.is_unspecified() => wide_and_exact(Ipv6Addr::LOCALHOST.into(), port),
+                    ip if ip.is_loopback() => wide_and_exact(ip, port),
+                    ip => vec![Span::Ip(ip, port)],
+                }
+            }
+        };
+        self.earliest(&asks)
+    }
+
+    fn earliest(&self, asks: &[Span]) -> Option<usize> {
+        asks.iter().filter_map(|span| self.first.get(span)).min().copied()
+    }
+}
+
+/// An address, and the wildcards that take it too.
+fn wide_and_exact(ip: IpAddr, port: u16) -> Vec<Span> {
+    let mut spans = vec![Span::Ip(ip, port), Span::Ip(Ipv6Addr::UNSPECIFIED.into(), port)];
+    if ip.is_ipv4() {
+        spans.push(Span::Ip(Ipv4Addr::UNSPECIFIED.into(), port));
+    }
+    spans
+}
+
+/// `//` and `/./` do not make another path.
+pub(super) fn tidy(path: &Path) -> PathBuf {
+    path.components().collect()
+}

@@ -1,0 +1,93 @@
+//! A checked configuration spelled as the file spells it, key by key: what a difference shows. Every field of the model
+//! stands here once; a key left out here would change without anybody being told.
+
+use super::model::{Backend, Config, Keepalive, Listener, Pool, Workers};
+use super::value::{spell, spell_size};
+use crate::words::CheckSpec;
+
+/// Keys with their values. Two lists of the same kind have the same keys in the same order.
+pub(super) type Keyed = Vec<(&'static str, String)>;
+
+pub(super) fn listener(listener: &Listener) -> Keyed {
+    let Listener { bind, pool, max_connections, idle_timeout, keepalive: Keepalive { idle, interval, count } } =
+        listener;
+    vec![
+        ("bind", bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        ("pool", pool.to_string()),
+        ("max_connections", or_none(max_connections.as_ref())),
+        ("idle_timeout", spell(*idle_timeout)),
+        ("keepalive.idle", spell(*idle)),
+        ("keepalive.interval", spell(*interval)),
+        ("keepalive.count", count.to_string()),
+    ]
+}
+
+/// All of a pool but its backends.
+pub(super) fn pool(pool: &Pool) -> Keyed {
+    let Pool { balance, backends: _, health_check, connect_timeout, half_close_timeout, retries, queue } = pool;
+    let mut keys = vec![
+        ("balance", balance.to_string()),
+        ("connect_timeout", spell(*connect_timeout)),
+        ("half_close_timeout", spell(*half_close_timeout)),
+        ("retries", retries.to_string()),
+        ("queue", if queue.is_some() { "present".into() } else { "none".into() }),
+        ("queue.max", or_none(queue.map(|queue| queue.max).as_ref())),
+        ("queue.timeout", queue.map_or("none".into(), |queue| spell(queue.timeout))),
+        ("health_check", if health_check.is_some() { "tcp".into() } else { "none".into() }),
+    ];
+    keys.extend(check(health_check.as_ref()));
+    keys
+}
+
+fn check(spec: Option<&CheckSpec>) -> Keyed {
+    let show = |value: &dyn Fn(&CheckSpec) -> String| spec.map_or("none".into(), value);
+    let quoted = |bytes: &Option<Vec<u8>>| {
+        bytes.as_ref().map_or("none".into(), |bytes| format!("{:?}", String::from_utf8_lossy(bytes)))
+    };
+    vec![
+        ("health_check.port", show(&|c| or_none(c.port.as_ref()))),
+        ("health_check.send", show(&|c| quoted(&c.send))),
+        ("health_check.expect", show(&|c| quoted(&c.expect))),
+        ("health_check.interval", show(&|c| spell(c.interval))),
+        ("health_check.fast_interval", show(&|c| spell(c.fast_interval))),
+        ("health_check.down_interval", show(&|c| spell(c.down_interval))),
+        ("health_check.timeout", show(&|c| spell(c.timeout))),
+        ("health_check.rise", show(&|c| c.rise.to_string())),
+        ("health_check.fall", show(&|c| c.fall.to_string())),
+        ("health_check.jitter", show(&|c| c.jitter.to_string())),
+    ]
+}
+
+pub(super) fn backend(backend: &Backend) -> Keyed {
+    let Backend { name: _, address: _, weight, max_connections, backup } = backend;
+    vec![
+        ("weight", weight.to_string()),
+        ("max_connections", or_none(max_connections.as_ref())),
+        ("backup", backup.to_string()),
+    ]
+}
+
+/// All that is not of a listener or a pool.
+pub(super) fn settings(config: &Config) -> Keyed {
+    let Config { listeners: _, pools: _, process, watch, drain_timeout, removed_timeout, control, log } = config;
+    let workers = match process.workers {
+        Workers::Auto => "auto".into(),
+        Workers::Count(count) => count.to_string(),
+    };
+    vec![
+        ("process.workers", workers),
+        ("process.buffer_memory", spell_size(process.buffer_memory)),
+        ("watch", watch.to_string()),
+        ("drain_timeout", spell(*drain_timeout)),
+        ("removed_timeout", removed_timeout.map_or("never".into(), spell)),
+        ("control.socket", or_none(control.socket.as_ref().map(|path| path.display()).as_ref())),
+        ("control.mode", format!("{:04o}", control.mode)),
+        ("control.group", or_none(control.group.as_ref())),
+        ("log.level", log.level.as_str().into()),
+        ("log.connections", log.connections.as_str().into()),
+    ]
+}
+
+fn or_none<T: ToString>(value: Option<&T>) -> String {
+    value.map_or("none".into(), T::to_string)
+}

@@ -1,0 +1,18 @@
+//! The operator's door: HTTP/1.1 with JSON on a Unix socket. What may be asked and answered is pure
+//! (`request`, `target`, `route`, `reply`, `place`); `socket`, `server` and `client` carry it. Deciding is the supervisor's.
+
+pub mod client;
+mod place;
+mod reply;
+mod request;
+mod route;
+pub mod server;
+pub mod socket;
+mod target;
+
+pub use place::{Folder, Place};
+pub use reply::{ProblemLine, ReloadOutcome, Reply};
+pub use request::{LiveSessions, Request, ShutdownMode, Wait};
+pub use route::{Unroutable, Wire, build, parse};
+pub use server::{Asked, Peer};
+pub use target::{Pools, Target, TargetError};

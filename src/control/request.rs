@@ -1,0 +1,78 @@
+//! What an operator may ask, and how it travels: a method, a path and a small JSON document.
+//! The client builds exactly what the server parses; who may ask is the socket's mode.
+
+use std::time::Duration;
+
+use super::target::Target;
+use crate::words::PoolName;
+
+/// One request of an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// The daemon at a glance.
+    Status,
+    /// The counters of everything, or of one pool.
+    Stats {
+        /// The pool.
+        pool: Option<PoolName>,
+    },
+    /// Read the file again and apply it.
+    Reload,
+    /// Let a backend finish its sessions and give it no new one.
+    Drain {
+        /// Which.
+        target: Target,
+        /// Answer when its last session has ended; `None`: when every worker knows.
+        wait: Option<Wait>,
+        /// Why, for those who look at it later.
+        reason: Option<String>,
+        /// When the override ends by itself; `None`: never.
+        expires: Option<Duration>,
+    },
+    /// Take drain and disable back.
+    Enable {
+        /// Which.
+        target: Target,
+    },
+    /// Give a backend no new session and stop probing it.
+    Disable {
+        /// Which.
+        target: Target,
+        /// What becomes of the sessions it has.
+        live: LiveSessions,
+        /// Why, for those who look at it later.
+        reason: Option<String>,
+        /// When the override ends by itself; `None`: never.
+        expires: Option<Duration>,
+    },
+    /// Stop the daemon.
+    Shutdown {
+        /// How.
+        mode: ShutdownMode,
+    },
+}
+
+/// How long a drain's answer is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// The longest; `None`: until the last session ends.
+    pub timeout: Option<Duration>,
+}
+
+/// What becomes of the sessions of a backend that is disabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LiveSessions {
+    /// They finish.
+    Keep,
+    /// They are cut.
+    Close,
+}
+
+/// How the daemon stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownMode {
+    /// Sessions finish within `drain_timeout`.
+    Graceful,
+    /// Sessions are cut.
+    Now,
+}

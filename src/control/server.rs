@@ -1,0 +1,190 @@
+//! The daemon's side of the socket: takes requests off it within bounds of size, number and time,
+//! hands each to the supervisor, and writes the answer back. It decides nothing.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::{Reply, Request, Unroutable, parse};
+
+/// The longest request line with its headers.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// The longest document of a request.
+const MAX_BODY: usize = 64 * 1024;
+
+/// How long no connection is taken after an accept failed: EMFILE repeats at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One request on its way to the supervisor.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked.
+    pub request: Request,
+    /// Who asks.
+    pub peer: Peer,
+    /// Where the answer goes. Closed when the client has gone.
+    pub answer: oneshot::Sender<Reply>,
+}
+
+/// Who is at the other end of a connection, by the kernel's word (SO_PEERCRED, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The process, where the kernel tells.
+    pub pid: Option<i32>,
+}
+
+/// What the server allows a client. The supervisor may take as long as it needs: a drain is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; more wait in the kernel's queue.
+    pub connections: usize,
+    /// The longest a client may take to send its headers, and again to send its document.
+    pub request: Duration,
+    /// The longest a client may take to read its answer, and how long the last answers may take at the stop.
+    pub answer: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 64, request: Duration::from_secs(5), answer: Duration::from_secs(5) }
+    }
+}
+
+/// Serves until the receiver of `asks` is dropped; then it takes no more connections and returns when the last
+/// answers are written, at most `limits.answer` later. Dropping the future cuts every connection.
+///
+/// Requests not yet answered then are answered with a refusal. While `asks` is full, clients wait.
+pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Limits) {
+    let mut connections = JoinSet::new();
+    let mut is_failing = false;
+    loop {
+        tokio::select! {
+            () = asks.closed() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < limits.connections => match accepted {
+                Ok((stream, _)) => {
+                    is_failing = false;
+                    connections.spawn(serve_connection(stream, asks.clone(), limits));
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "control socket: accept fails; trying on");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    // Those still at work after this are cut by the set's drop.
+    let _ = timeout(limits.answer, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// One request, one answer. Errors of the connection concern nobody else: the client has gone or speaks no HTTP.
+async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, limits: Limits) {
+    let Ok(credentials) = stream.peer_cred() else { return };
+    let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
+
+    let answered = Arc::new(Notify::new());
+    let service = service_fn(|request| {
+        let (asks, answered) = (asks.clone(), Arc::clone(&answered));
+        async move {
+            let response = respond(request, peer, &asks, limits).await;
+            answered.notify_one();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.request)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+
+    let mut connection = pin!(connection);
+    tokio::select! {
+        _ = &mut connection => {}
+        () = answered.notified() => {
+            let _ = timeout(limits.answer, connection).await;
+        }
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn respond(request: hyper::Request<Incoming>, peer: Peer, asks: &mpsc::Sender<Asked>, limits: Limits) -> Answer {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path_and_query().map_or(head.uri.path(), |path| path.as_str());
+    let body = match timeout(limits.request, read_body(body)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(answer)) => return answer,
+        Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the document did not come in time"),
+    };
+    match parse(head.method.as_str(), path, &body) {
+        Ok(request) => ask(request, peer, asks).await,
+        Err(error) => {
+            let mut answer = refusal(status(error.http_status()), error.to_string());
+            if let Unroutable::Method(right) = error {
+                answer.headers_mut().insert(ALLOW, HeaderValue::from_static(right));
+            }
+            answer
+        }
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, Answer> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let message = format!("the document is longer than {MAX_BODY} bytes");
+            Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, message))
+        }
+        Err(error) => Err(refusal(StatusCode::BAD_REQUEST, format!("the document is cut short: {error}"))),
+    }
+}
+
+/// Waits as long as the supervisor needs. The wait ends with the client: hyper drops this future then.
+async fn ask(request: Request, peer: Peer, asks: &mpsc::Sender<Asked>) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    if asks.send(Asked { request, peer, answer }).await.is_err() {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "lbd is stopping and takes no more requests");
+    }
+    match answered.await {
+        Ok(reply) => written(status(reply.http_status()), &reply),
+        Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "lbd stopped before it could answer"),
+    }
+}
+
+fn refusal(status: StatusCode, message: impl Into<String>) -> Answer {
+    written(status, &Reply::refused(message))
+}
+
+fn written(status: StatusCode, reply: &Reply) -> Answer {
+    let mut answer = Response::new(Full::from(reply.to_json() + "\n"));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // One request a connection: no idle connection ever holds a place.
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}

@@ -1,0 +1,69 @@
+//! Everything the daemon can do to the world. The supervisor decides on actions; [`super::effects`]
+//! performs them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::{AskId, BackendKey};
+use crate::config::LogLevel;
+use crate::control::Reply;
+use crate::proxy::Sessions;
+use crate::snapshot::Snapshot;
+use crate::words::{Address, CheckSpec};
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Read and check the file; answered by `ConfigRead`.
+    ReadConfig,
+    /// Bind these addresses, all or none; answered by `Bound` or `NotBound`.
+    Bind(Vec<Address>),
+    /// Put a snapshot in force, accept on what was bound for it, let go of what it no longer has; every worker
+    /// acknowledges it.
+    Publish {
+        /// The snapshot.
+        snapshot: Arc<Snapshot>,
+        /// Bound and to be accepted on.
+        listen: Vec<Address>,
+        /// To be let go.
+        release: Vec<Address>,
+    },
+    /// End sessions now.
+    Cut(Sessions),
+    /// Probe a backend once; answered by `Probed` or `NotProbed`.
+    Probe(BackendKey, CheckSpec),
+    /// Answer an operator.
+    Answer(AskId, Reply),
+    /// Log from this level up.
+    SetLogLevel(LogLevel),
+    /// Apply changes of the file by themselves, or no longer.
+    SetWatch(bool),
+    /// Tell systemd.
+    Notify(Notice),
+    /// Leave the loop.
+    Exit(Exit),
+}
+
+/// What systemd is told (sd_notify(3)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// READY=1, with a status.
+    Ready(String),
+    /// STATUS=.
+    Status(String),
+    /// RELOADING=1; READY always follows.
+    Reloading,
+    /// STOPPING=1, with a status.
+    Stopping(String),
+    /// Still stopping: EXTEND_TIMEOUT_USEC=, and a sign of life to the watchdog.
+    Extend(Duration, String),
+}
+
+/// Why the daemon ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// As it was asked to.
+    Stopped,
+    /// It could not start; says why, and how to mend it.
+    CannotStart(String),
+}

@@ -1,0 +1,81 @@
+//! Everything that can happen to the daemon. Effects and the loop make events; only the supervisor
+//! decides what follows from one.
+
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
+
+use crate::config::{Config, Problem};
+use crate::control::{Peer, Request};
+use crate::snapshot::Revision;
+use crate::words::{Address, BackendRef};
+
+/// When something happened, by the three clocks that somebody asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// For deadlines.
+    pub at: Instant,
+    /// For the workers' tables: microseconds of CLOCK_MONOTONIC.
+    pub micros: u64,
+    /// For people.
+    pub wall: SystemTime,
+}
+
+/// Under which number an operator's request waits for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AskId(pub u64);
+
+/// Which backend a probe was of.
+pub type BackendKey = (BackendRef, Address);
+
+/// Who wants the configuration read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadBy {
+    /// The start of the process.
+    Start,
+    /// The file watcher.
+    Watcher,
+    /// SIGHUP.
+    Signal,
+    /// `lbctl reload`, which waits for the answer.
+    Operator(AskId),
+}
+
+/// What came of reading the file.
+#[derive(Debug)]
+pub enum FileRead {
+    /// It is right.
+    Right(Box<Config>),
+    /// It is wrong; holds the file's name and all its problems.
+    Wrong(String, Vec<Problem>),
+    /// It could not be read, or there is none; says which and how to mend it.
+    Unreadable(String),
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody wants the configuration read.
+    ReloadAsked(ReloadBy),
+    /// It was read.
+    ConfigRead(FileRead),
+    /// The addresses asked for are bound: each as asked for, and as it is (port 0 has a number now).
+    Bound(BTreeMap<Address, Address>),
+    /// Not all could be bound, so none is; each with the reason.
+    NotBound(Vec<(Address, String)>),
+    /// An operator asks.
+    Asked(AskId, Request, Peer),
+    /// An operator who waited has gone.
+    AskerGone(AskId),
+    /// Every worker has acknowledged at least this snapshot.
+    Acknowledged(Revision),
+    /// A probe of a backend ended: it succeeded, or failed for this reason.
+    Probed(BackendKey, Result<(), String>),
+    /// A probe could not be made for want of something of our own.
+    NotProbed(BackendKey),
+    /// A client's connect to a backend failed.
+    DialFailed(BackendKey),
+    /// SIGTERM or SIGINT.
+    StopAsked,
+    /// Some time has passed.
+    Tick,
+}

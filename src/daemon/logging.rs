@@ -1,0 +1,362 @@
+//! Carries log events from whoever logs to a thread of its own that writes them: natively to journald where
+//! systemd started the process, else as lines on stderr. The queue between is bounded: who logs never waits,
+//! and what finds no room is counted and the count logged. How a record looks is up to `line` and `journal`.
+
+mod journal;
+mod line;
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber, span};
+
+use crate::config::LogLevel;
+use journal::Journal;
+pub use line::timestamp;
+
+/// Records that may wait to be written; of a few hundred bytes each, as a rule.
+const QUEUE: usize = 4096;
+/// The longest text of a record, in bytes. Longer ones are cut: a datagram to journald holds some 200 KiB.
+const MAX_TEXT: usize = 16 * 1024;
+
+/// The running log. Clones are handles of the same one.
+#[derive(Clone)]
+pub struct Logging {
+    level: Arc<AtomicU8>,
+    lost: Arc<AtomicU64>,
+    queue: SyncSender<Item>,
+    /// Where the last words go if the writer is stuck.
+    aside: fn(&Record),
+}
+
+/// What was logged, detached from whoever logged it.
+#[derive(Debug, Clone, PartialEq)]
+struct Record {
+    at: SystemTime,
+    level: Level,
+    target: &'static str,
+    message: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+enum Item {
+    /// Boxed, because a queue has room for all it may hold from the first moment.
+    Record(Box<Record>),
+    /// Answered once everything before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// Starts the log of the process: from now on every `tracing` event from `level` up is written.
+///
+/// # Errors
+/// Where no thread can be had.
+pub fn start(level: LogLevel) -> io::Result<Logging> {
+    let logging = match to_journal() {
+        Some(journal) => {
+            let write = move |r: &Record| journal.send(r).unwrap_or_else(|_| to_journald_stream(r));
+            Logging::writing(level, write, to_journald_stream)?
+        }
+        // Where stderr itself is stuck nothing else is left to write to.
+        None => Logging::writing(level, to_stderr(), |_| {})?,
+    };
+    // A second start in one process (tests) leaves the first log in place.
+    let _ = tracing::subscriber::set_global_default(logging.clone());
+    Ok(logging)
+}
+
+fn to_journal() -> Option<Journal> {
+    journal::is_stderr().then(Journal::open)?.ok()
+}
+
+fn to_stderr() -> impl FnMut(&Record) + Send + 'static {
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    move |record| {
+        let _ = io::stderr().write_all(line::of(record, colour).as_bytes());
+    }
+}
+
+/// journald also reads our stderr, a stream with a buffer of its own. This works where its socket does not.
+fn to_journald_stream(record: &Record) {
+    let _ = io::stderr().write_all(journal::line(record).as_bytes());
+}
+
+impl Logging {
+    fn writing(level: LogLevel, write: impl FnMut(&Record) + Send + 'static, aside: fn(&Record)) -> io::Result<Self> {
+        let (queue, records) = sync_channel(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&lost);
+        thread::Builder::new().name("lbd-log".into()).spawn(move || write_all(&records, &counter, write))?;
+        Ok(Self { level: Arc::new(AtomicU8::new(rank(level))), lost, queue, aside })
+    }
+
+    /// Logs from `level` up from now on.
+    pub fn set_level(&self, level: LogLevel) {
+        // Relaxed: an event that is filtered by the old level a moment longer harms nothing.
+        self.level.store(rank(level), Ordering::Relaxed);
+        tracing::callsite::rebuild_interest_cache();
+    }
+
+    /// Waits until everything logged so far is written, but no longer than `patience`. Tells whether it was.
+    pub fn flush_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let (done, written) = sync_channel(1);
+        loop {
+            match self.queue.try_send(Item::Flush(done.clone())) {
+                Ok(()) => break,
+                Err(TrySendError::Full(_)) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                Err(_) => return false,
+            }
+        }
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())) != Err(RecvTimeoutError::Timeout)
+    }
+
+    /// Logs `text` as an error and has it written before it returns, on stderr if the log is stuck.
+    /// For the reason of a failed start, just before the process exits; takes at most half a second.
+    pub fn last_words(&self, text: &str) {
+        let record = Record::new(Level::ERROR, text.into());
+        // First make room: the queue may be full.
+        self.flush_within(Duration::from_millis(200));
+        let queued = self.queue.try_send(Item::Record(record.clone().into())).is_ok();
+        if queued && self.flush_within(Duration::from_millis(200)) {
+            return;
+        }
+        let (aside, (done, written)) = (self.aside, sync_channel(1));
+        thread::spawn(move || {
+            aside(&record);
+            let _ = done.send(());
+        });
+        let _ = written.recv_timeout(Duration::from_millis(100));
+    }
+
+    fn passes(&self, metadata: &Metadata<'_>) -> bool {
+        severity(metadata.level()) <= self.level.load(Ordering::Relaxed)
+    }
+}
+
+/// The writing thread. Ends when the last handle is gone.
+fn write_all(queue: &Receiver<Item>, lost: &AtomicU64, mut write: impl FnMut(&Record)) {
+    while let Ok(item) = queue.recv() {
+        match item {
+            Item::Record(record) => write(&record),
+            Item::Flush(done) => {
+                let _ = done.try_send(());
+            }
+        }
+        let lost = lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let text = format!("{lost} log events were left out: they came faster than they could be written");
+            write(&Record::new(Level::WARN, text));
+        }
+    }
+}
+
+// Events alone: lbd has no spans, so nothing is kept between two of them.
+impl Subscriber for Logging {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.passes(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.passes(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(match self.level.load(Ordering::Relaxed) {
+            0 => LevelFilter::ERROR,
+            1 => LevelFilter::WARN,
+            2 => LevelFilter::INFO,
+            3 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        })
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut record = Record::new(*event.metadata().level(), String::new());
+        record.target = event.metadata().target();
+        event.record(&mut record);
+        if self.queue.try_send(Item::Record(record.into())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+impl Record {
+    fn new(level: Level, message: String) -> Self {
+        Self { at: SystemTime::now(), level, target: module_path!(), message, fields: Vec::new() }
+    }
+}
+
+impl Visit for Record {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let mut text = String::from(value);
+        if text.len() > MAX_TEXT {
+            let end = (0..=MAX_TEXT).rev().find(|&end| text.is_char_boundary(end));
+            text.truncate(end.unwrap_or(0));
+            text.push('…');
+        }
+        match field.name() {
+            "message" => self.message = text,
+            name => self.fields.push((name, text)),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+}
+
+fn rank(level: LogLevel) -> u8 {
+    match level {
+        LogLevel::Error => 0,
+        LogLevel::Warn => 1,
+        LogLevel::Info => 2,
+        LogLevel::Debug => 3,
+        LogLevel::Trace => 4,
+    }
+}
+
+fn severity(level: &Level) -> u8 {
+    match *level {
+        Level::ERROR => 0,
+        Level::WARN => 1,
+        Level::INFO => 2,
+        Level::DEBUG => 3,
+        Level::TRACE => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Sender, channel};
+    use tracing::subscriber::with_default;
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    fn collecting(level: LogLevel) -> (Logging, Receiver<Record>) {
+        let (seen, records) = channel();
+        (Logging::writing(level, move |r: &Record| seen.send(r.clone()).unwrap(), |_| {}).unwrap(), records)
+    }
+
+    /// A log whose writer stands still until the sender is dropped.
+    fn stuck(aside: fn(&Record)) -> (Logging, Receiver<Record>, Sender<()>) {
+        let (seen, records) = channel();
+        let (release, gate) = channel::<()>();
+        let write = move |r: &Record| {
+            let _ = gate.recv();
+            let _ = seen.send(r.clone());
+        };
+        (Logging::writing(LogLevel::Info, write, aside).unwrap(), records, release)
+    }
+
+    #[test]
+    fn an_event_is_written_with_its_fields() {
+        let (log, records) = collecting(LogLevel::Info);
+        with_default(log.clone(), || {
+            tracing::warn!(listener = "web", client = %"10.0.0.7:5", bytes = 7, "a session {}", "ended");
+        });
+        let record = records.recv_timeout(LONG).unwrap();
+        assert_eq!((record.level, record.message.as_str()), (Level::WARN, "a session ended"));
+        let fields = [("listener", "web"), ("client", "10.0.0.7:5"), ("bytes", "7")];
+        assert_eq!(record.fields, fields.map(|(name, value)| (name, value.to_string())));
+        assert!(record.target.starts_with("lbd::daemon::logging"), "{}", record.target);
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_it_runs() {
+        let (log, records) = collecting(LogLevel::Error);
+        with_default(log.clone(), || {
+            for (level, passing) in [
+                (LogLevel::Error, vec!["error"]),
+                (LogLevel::Info, vec!["error", "warn", "info"]),
+                (LogLevel::Trace, vec!["error", "warn", "info", "debug", "trace"]),
+                (LogLevel::Debug, vec!["error", "warn", "info", "debug"]),
+                (LogLevel::Warn, vec!["error", "warn"]),
+            ] {
+                log.set_level(level);
+                tracing::error!("error");
+                tracing::warn!("warn");
+                tracing::info!("info");
+                tracing::debug!("debug");
+                tracing::trace!("trace");
+                assert!(log.flush_within(LONG));
+                assert_eq!(records.try_iter().map(|r| r.message).collect::<Vec<_>>(), passing, "{level:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_stuck_log_holds_up_nobody_and_counts_what_it_lost() {
+        let (log, records, release) = stuck(|_| {});
+        let (few, many) = (3, QUEUE + 100);
+        with_default(log.clone(), || {
+            for n in 0..many {
+                tracing::info!("{n}");
+            }
+        });
+        drop(release);
+        assert!(log.flush_within(LONG));
+        let records: Vec<_> = records.try_iter().map(|r| r.message).collect();
+        let written = records.iter().filter(|m| m.parse::<usize>().is_ok()).count();
+        // One may be in the writer's hand, beside those that queue.
+        assert!((QUEUE..=QUEUE + few).contains(&written), "{written}");
+        let lost: usize = records.iter().filter_map(|m| m.strip_suffix(line_of_loss())?.parse::<usize>().ok()).sum();
+        assert_eq!(written + lost, many);
+    }
+
+    fn line_of_loss() -> &'static str {
+        " log events were left out: they came faster than they could be written"
+    }
+
+    #[test]
+    fn a_flush_of_a_stuck_log_is_bounded() {
+        let (log, _records, _release) = stuck(|_| {});
+        let started = Instant::now();
+        with_default(log.clone(), || tracing::info!("in the writer's hand"));
+        assert!(!log.flush_within(Duration::from_millis(20)));
+        with_default(log.clone(), || (0..QUEUE + 10).for_each(|n| tracing::info!("{n}")));
+        assert!(!log.flush_within(Duration::from_millis(20)));
+        assert!(started.elapsed() < LONG);
+    }
+
+    #[test]
+    fn the_last_words_are_written_in_order_when_the_log_runs() {
+        let (log, records) = collecting(LogLevel::Error);
+        with_default(log.clone(), || tracing::error!("first"));
+        log.last_words("0.0.0.0:80 is in use");
+        let records: Vec<_> = records.try_iter().map(|r| (r.level, r.message)).collect();
+        assert_eq!(records, [(Level::ERROR, "first".into()), (Level::ERROR, "0.0.0.0:80 is in use".into())]);
+    }
+
+    #[test]
+    fn the_last_words_of_a_failed_start_go_elsewhere_when_the_log_is_stuck() {
+        static ASIDE: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+        let (log, _records, _release) = stuck(|r| ASIDE.lock().unwrap().push(r.message.clone()));
+        with_default(log.clone(), || (0..QUEUE + 10).for_each(|n| tracing::info!("{n}")));
+        log.last_words("0.0.0.0:80 is in use");
+        assert_eq!(*ASIDE.lock().unwrap(), ["0.0.0.0:80 is in use"]);
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut() {
+        let (log, records) = collecting(LogLevel::Info);
+        with_default(log, || tracing::info!("{}", "é".repeat(MAX_TEXT)));
+        let message = records.recv_timeout(LONG).unwrap().message;
+        assert!(message.len() <= MAX_TEXT + '…'.len_utf8() && message.ends_with("é…"));
+    }
+}

@@ -1,0 +1,240 @@
+//! Puts it together: the start, the loop and the stop are on one screen here. Workers have threads of their
+//! own; everything else (supervisor, probes, control socket, watcher, signals) shares the main thread.
+
+pub mod action;
+pub mod demo;
+pub mod effects;
+pub mod event;
+pub mod logging;
+pub mod signals;
+pub mod supervisor;
+pub mod systemd;
+pub mod watch;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep_until, timeout};
+use tracing::info;
+
+use crate::config::{Config, Workers};
+use crate::control::server::{self, Asked};
+use crate::control::{Place, socket};
+use crate::probe::{ProbeError, Prober};
+use crate::proxy::{self, Limits, Outcome, Setup, Worker};
+use crate::snapshot::{Reader, Snapshot, publish_first};
+use action::Exit;
+use effects::{Effects, Source};
+use event::{AskId, Event, FileRead, Now, ReloadBy};
+use supervisor::{Facts, Supervisor};
+
+/// Requests of operators that may wait for the supervisor.
+const ASKS: usize = 64;
+/// Results of probes and dials that may wait for it.
+const OUTCOMES: usize = 1024;
+/// How long the last answers and the last lines of the log may take at the end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the daemon is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// Checked already: a wrong file is told before anything is started.
+    pub config: Config,
+    /// The bytes it was read from.
+    pub content: Vec<u8>,
+    /// Where it came from.
+    pub source: Source,
+    /// Where the control socket is to be; wins over the file's.
+    pub control: Option<Place>,
+}
+
+/// Why the daemon could not start or go on. Says how to mend it.
+pub type Broken = String;
+
+/// Runs until the daemon is asked to stop. `ready` is called once, when the first configuration is in force and
+/// clients are accepted, with the addresses of the listeners and the control socket.
+///
+/// # Errors
+/// An address or the control socket cannot be bound, or the kernel refuses something that nothing works without.
+pub fn run(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("the runtime cannot start: {e}"))?;
+    runtime.block_on(serve(start, logging, ready))
+}
+
+/// What is there once the daemon serves.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    /// The listeners' addresses: as the file has them, and as they are.
+    pub listening: &'a BTreeMap<crate::words::Address, crate::words::Address>,
+    /// The control socket.
+    pub control: &'a std::path::Path,
+}
+
+async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
+    let kernel = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+    let mut signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
+    let place = control_place(&start);
+    let asked_for = &start.config.control;
+    let (door, our_socket) =
+        socket::bind(&place, asked_for.mode, asked_for.group.as_deref()).map_err(|e| e.to_string())?;
+    let door = tokio::net::UnixListener::from_std(door).map_err(kernel("the control socket cannot be used"))?;
+    let (ask_sender, mut asks) = mpsc::channel::<Asked>(ASKS);
+    let serving = tokio::spawn(server::serve(door, ask_sender, server::Limits::default()));
+
+    let descriptors = proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
+    let count = worker_count(start.config.process.workers);
+    let limits = Arc::new(Limits::new(descriptors, start.config.process.buffer_memory));
+    info!(workers = count, descriptors, sessions = limits.most, "lbd {} starts", env!("CARGO_PKG_VERSION"));
+    let (publisher, reader) = publish_first(Snapshot::empty());
+    let (outcome_sender, mut outcomes) = mpsc::channel(OUTCOMES);
+    let acknowledged = Arc::new(Notify::new());
+    let lines = start_workers(count, &reader, &limits, &outcome_sender, &acknowledged)?;
+
+    let (probe_sender, mut probes) = mpsc::channel(OUTCOMES);
+    let (changed_sender, mut changed) = mpsc::channel(1);
+    let mut effects = Effects {
+        publisher,
+        lines,
+        prober: Prober::new(probe_sender),
+        notifier: systemd::Notifier::new(),
+        logging: logging.clone(),
+        first: Some(FileRead::Right(Box::new(start.config))),
+        changed: changed_sender,
+        watcher: None,
+        seen: start.content,
+        answers: HashMap::new(),
+        fresh: BTreeMap::new(),
+        held: BTreeMap::new(),
+        source: start.source,
+    };
+    let facts = Facts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        workers: count,
+        config_path: match &effects.source {
+            Source::File(path) => Some(path.display().to_string()),
+            Source::Demo => None,
+        },
+    };
+    let mut supervisor = Supervisor::new(facts, proxy::monotonic_micros(), now());
+    let mut events = VecDeque::from([Event::ReloadAsked(ReloadBy::Start)]);
+    let mut ready = Some(ready);
+    let mut asked_so_far = 0;
+    let exit = loop {
+        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut events) {
+            break exit;
+        }
+        if let Some(ready) = ready.take() {
+            ready(&Ready { listening: &effects.held, control: our_socket.path() });
+        }
+        let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        events.push_back(tokio::select! {
+            Some(asked) = asks.recv() => {
+                asked_so_far += 1;
+                effects.answers.insert(AskId(asked_so_far), asked.answer);
+                Event::Asked(AskId(asked_so_far), asked.request, asked.peer)
+            }
+            signal = signals.next() => match signal {
+                signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
+                signals::Asked::Stop => Event::StopAsked,
+            },
+            Some(()) = changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
+            () = acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
+            Some(probed) = probes.recv() => match probed.result {
+                Ok(_) => Event::Probed(probed.key, Ok(())),
+                Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
+                Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
+            },
+            Some(Outcome::DialFailed(backend, _)) = outcomes.recv() => {
+                Event::DialFailed((backend.reference.clone(), backend.address.clone()))
+            }
+            () = sleep_until(deadline.into()) => Event::Tick,
+        });
+        events.extend(effects.gone().into_iter().map(Event::AskerGone));
+    };
+    drop(asks); // the server writes the last answers, then returns
+    let _ = timeout(LAST_WORDS, serving).await;
+    effects.clear_up();
+    drop(our_socket);
+    match exit {
+        Exit::Stopped => {
+            info!("stopped");
+            Ok(())
+        }
+        Exit::CannotStart(why) => Err(why),
+    }
+}
+
+/// Has the supervisor decide on everything that has happened, and performs it.
+fn digest(supervisor: &mut Supervisor, effects: &mut Effects, events: &mut VecDeque<Event>) -> Option<Exit> {
+    while let Some(event) = events.pop_front() {
+        for action in supervisor.handle(now(), event) {
+            if let Some(exit) = effects.perform(action, events) {
+                return Some(exit);
+            }
+        }
+    }
+    None
+}
+
+fn start_workers(
+    count: usize,
+    reader: &Reader,
+    limits: &Arc<Limits>,
+    outcomes: &mpsc::Sender<Outcome>,
+    acknowledged: &Arc<Notify>,
+) -> Result<Vec<proxy::Line>, Broken> {
+    let no_worker = |e: &dyn std::fmt::Display| format!("a worker cannot start: {e}");
+    let ends: Vec<_> = (0..count).map(|_| proxy::line()).collect::<Result<_, _>>().map_err(|e| no_worker(&e))?;
+    let wakers: Vec<_> = ends.iter().map(|(line, _)| line.waker()).collect();
+    let mut lines = Vec::new();
+    for (index, (line, inbox)) in ends.into_iter().enumerate() {
+        let others = wakers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, w)| Arc::clone(w)).collect();
+        let setup = Setup {
+            index,
+            inbox,
+            reader: reader.clone(),
+            limits: Arc::clone(limits),
+            outcomes: outcomes.clone(),
+            acknowledged: Arc::clone(acknowledged),
+            others,
+        };
+        let mut worker = Worker::new(setup).map_err(|e| no_worker(&e))?;
+        thread::Builder::new()
+            .name(format!("lbd-worker-{index}"))
+            .spawn(move || worker.run())
+            .map_err(|e| no_worker(&e))?;
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+fn worker_count(asked: Workers) -> usize {
+    match asked {
+        Workers::Count(n) => n.get(),
+        Workers::Auto => thread::available_parallelism().map_or(1, NonZeroUsize::get),
+    }
+}
+
+fn control_place(start: &Start) -> Place {
+    if let Some(place) = &start.control {
+        return place.clone();
+    }
+    if let Some(path) = &start.config.control.socket {
+        return Place::named(path);
+    }
+    let (service, runtime) = (std::env::var_os("RUNTIME_DIRECTORY"), std::env::var_os("XDG_RUNTIME_DIR"));
+    Place::of_daemon(nix::unistd::geteuid().as_raw(), service.as_deref(), runtime.as_deref())
+}
+
+fn now() -> Now {
+    Now { at: Instant::now(), micros: proxy::monotonic_micros(), wall: SystemTime::now() }
+}

@@ -1,0 +1,310 @@
+//! Decides what follows from what happens: `handle(now, event)` returns actions, [`Supervisor::next_deadline`]
+//! says when it wants to be asked again. It reads no clock, file or socket, so that a test can play any history
+//! through it. It owns the configuration in force, the cells, the verdicts and the operator's overrides.
+
+mod liveness;
+mod operator;
+mod reload;
+mod report;
+mod stop;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::action::{Action, Notice};
+use super::event::{AskId, BackendKey, Event, Now, ReloadBy};
+use crate::config::{Config, ConfigDiff};
+use crate::control::Reply;
+use crate::health::Verdict;
+use crate::observe::LastReload;
+use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build};
+use crate::words::{Address, AdminState, BackendRef, Generation, Health};
+
+pub use stop::Stage;
+
+/// Answers to operators that may be outstanding at a time; one more is refused.
+const MOST_WAITING: usize = 64;
+/// How long workers may take to acknowledge before the operator is told that one does not.
+const ACKNOWLEDGE: Duration = Duration::from_secs(5);
+/// How often a counter is read again while somebody waits for it to become zero.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long verdicts are gathered before they are published together: at start they come in hundreds.
+const GATHER: Duration = Duration::from_millis(5);
+/// How often systemd's status line is brought up to date.
+const STATUS: Duration = Duration::from_secs(1);
+
+/// The facts about the process that the supervisor tells but does not decide.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its worker threads.
+    pub workers: usize,
+    /// The file; `None` where there is none (`--demo`).
+    pub config_path: Option<String>,
+}
+
+/// What decides. One for the process.
+#[derive(Debug)]
+pub struct Supervisor {
+    facts: Facts,
+    started: Instant,
+    config: Option<Config>,
+    generation: Generation,
+    cells: Cells,
+    snapshot: Arc<Snapshot>,
+    revision: Revision,
+    /// What is bound: as the file has it, and as it is.
+    bound: BTreeMap<Address, Address>,
+    backends: BTreeMap<BackendKey, Known>,
+    overrides: BTreeMap<BackendKey, Override>,
+    reload: Option<Reload>,
+    /// Who asked for a reload while one was under way.
+    next_reload: VecDeque<ReloadBy>,
+    last_reload: Option<(LastReload, Instant)>,
+    waiting: Vec<Waiting>,
+    /// Every worker has this snapshot.
+    acknowledged: Revision,
+    /// A verdict has changed and is to be published by then.
+    publish_at: Option<Instant>,
+    status_at: Instant,
+    last_status: String,
+    stage: Stage,
+    random: u64,
+}
+
+/// What is known of a backend beside the file.
+#[derive(Debug)]
+struct Known {
+    verdict: Verdict,
+    /// When it is to be probed; `None` while a probe is under way or where it is not probed.
+    next_probe: Option<Instant>,
+    probing: bool,
+    last_probe: Instant,
+    probes_ok: u64,
+    probes_failed: u64,
+}
+
+/// An operator's runtime decision, laid over the file.
+#[derive(Debug, Clone)]
+struct Override {
+    admin: AdminState,
+    by: String,
+    reason: Option<String>,
+    until: Option<Instant>,
+}
+
+/// A reload under way.
+#[derive(Debug)]
+struct Reload {
+    by: ReloadBy,
+    /// Read and checked, while its addresses are being bound.
+    config: Option<(Config, ConfigDiff)>,
+}
+
+/// An answer that somebody waits for.
+#[derive(Debug)]
+struct Waiting {
+    ask: AskId,
+    /// First every worker must have this snapshot.
+    revision: Revision,
+    acknowledged: bool,
+    /// When they are to have acknowledged.
+    patience: Instant,
+    then: Then,
+}
+
+/// What the answer depends on once every worker knows.
+#[derive(Debug)]
+enum Then {
+    /// On nothing more.
+    Answer(Reply),
+    /// On the end of these backends' sessions.
+    Drained { cells: Vec<Arc<BackendCell>>, deadline: Option<Instant> },
+}
+
+impl Supervisor {
+    /// A supervisor before the first configuration. `seed` drives the jitter of probes.
+    pub fn new(facts: Facts, seed: u64, now: Now) -> Self {
+        Self {
+            cells: Cells::new(facts.workers),
+            facts,
+            started: now.at,
+            config: None,
+            generation: Generation::default(),
+            snapshot: Arc::new(Snapshot::empty()),
+            revision: Revision::default(),
+            bound: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            overrides: BTreeMap::new(),
+            reload: None,
+            next_reload: VecDeque::new(),
+            last_reload: None,
+            waiting: Vec::new(),
+            acknowledged: Revision::default(),
+            publish_at: None,
+            status_at: now.at,
+            last_status: String::new(),
+            stage: Stage::Starting,
+            random: seed | 1,
+        }
+    }
+
+    /// What follows from an event.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let out = &mut actions;
+        match event {
+            Event::ReloadAsked(by) => self.reload_asked(by, now, out),
+            Event::ConfigRead(read) => self.config_read(read, now, out),
+            Event::Bound(bound) => self.bound(bound, now, out),
+            Event::NotBound(reasons) => self.not_bound(reasons, now, out),
+            Event::Asked(ask, request, peer) => self.asked(ask, request, peer, now, out),
+            Event::AskerGone(ask) => self.waiting.retain(|w| w.ask != ask),
+            Event::Acknowledged(revision) => self.acknowledged(revision),
+            Event::Probed(key, result) => self.probed(&key, result, now),
+            Event::NotProbed(key) => self.not_probed(&key, now),
+            Event::DialFailed(key) => self.dial_failed(&key, now),
+            Event::StopAsked => self.stop_asked(now, out),
+            Event::Tick => {}
+        }
+        self.whatever_is_due(now, out);
+        actions
+    }
+
+    /// When `handle` is to be called with a tick at the latest, if nothing happens before.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let probes = self.backends.values().filter_map(|known| known.next_probe);
+        let overrides = self.overrides.values().filter_map(|o| o.until);
+        let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged) {
+            (_, false) => Some(w.patience),
+            (Then::Drained { .. }, true) => Some(w.patience), // moved on at each look
+            (Then::Answer(_), true) => None,
+        });
+        let status = (self.stage == Stage::Serving).then_some(self.status_at);
+        let stop = self.stage.next_look();
+        probes.chain(overrides).chain(waits).chain(status).chain(stop).chain(self.publish_at).min()
+    }
+
+    fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.start_probes(now, out);
+        self.end_overrides(now);
+        if self.publish_at.is_some_and(|at| at <= now.at) {
+            self.publish(Vec::new(), Vec::new(), out);
+        }
+        self.answer_waiting(now, out);
+        self.go_on_stopping(now, out);
+        if self.stage == Stage::Serving && self.status_at <= now.at {
+            self.status_at = now.at + STATUS;
+            self.cells.forget_empty();
+            let status = self.status_line();
+            if status != self.last_status {
+                self.last_status.clone_from(&status);
+                out.push(Action::Notify(Notice::Status(status)));
+            }
+        }
+    }
+
+    /// Builds the snapshot of how things stand and puts it in force.
+    fn publish(&mut self, listen: Vec<Address>, release: Vec<Address>, out: &mut Vec<Action>) {
+        self.publish_at = None;
+        let Some(config) = &self.config else { return };
+        self.revision.0 += 1;
+        let facts = |cell: &BackendCell| self.facts_of(cell);
+        let numbers = (self.generation, self.revision);
+        self.snapshot = Arc::new(build(numbers, config, &self.cells, facts, Some(&self.snapshot)));
+        out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), listen, release });
+    }
+
+    /// The same, within a moment, together with whatever else changes until then.
+    fn publish_soon(&mut self, now: Now) {
+        self.publish_at.get_or_insert(now.at + GATHER);
+    }
+
+    fn facts_of(&self, cell: &BackendCell) -> BackendFacts {
+        let key = (cell.reference.clone(), cell.address.clone());
+        BackendFacts { health: self.health_of(&key), admin: self.admin_of(&key) }
+    }
+
+    fn health_of(&self, key: &BackendKey) -> Health {
+        self.backends.get(key).map_or(Health::Unproven, |known| known.verdict.health())
+    }
+
+    fn admin_of(&self, key: &BackendKey) -> AdminState {
+        self.overrides.get(key).map_or(AdminState::Enabled, |o| o.admin)
+    }
+
+    /// The key of a backend of the configuration in force.
+    fn key_of(&self, reference: &BackendRef) -> Option<BackendKey> {
+        let pool = self.config.as_ref()?.pools.get(&reference.pool)?;
+        let backend = pool.backends.iter().find(|b| b.name == reference.backend)?;
+        Some((reference.clone(), backend.address.clone()))
+    }
+
+    /// Remembers to answer once every worker has the snapshot that is in force now.
+    fn answer_when_known(&mut self, ask: AskId, then: Then, now: Now, out: &mut Vec<Action>) {
+        if self.waiting.len() >= MOST_WAITING {
+            let text = format!("it is done, but {MOST_WAITING} others wait already; look with lbctl stats");
+            out.push(Action::Answer(ask, Reply::TimedOut { message: text, left: self.cells.sessions() }));
+            return;
+        }
+        let patience = now.at + ACKNOWLEDGE;
+        self.waiting.push(Waiting { ask, revision: self.revision, acknowledged: false, patience, then });
+    }
+
+    fn acknowledged(&mut self, revision: Revision) {
+        self.acknowledged = revision;
+        for waiting in self.waiting.iter_mut().filter(|w| w.revision <= revision) {
+            waiting.acknowledged = true;
+        }
+    }
+
+    fn answer_waiting(&mut self, now: Now, out: &mut Vec<Action>) {
+        let (generation, facts) = (self.generation.0, &self.facts);
+        self.waiting.retain_mut(|waiting| {
+            if !waiting.acknowledged {
+                let late = waiting.patience <= now.at;
+                if late {
+                    let message = format!(
+                        "the change is in force, but not all of the {} workers have confirmed it within {} s; \
+                         look at the journal",
+                        facts.workers,
+                        ACKNOWLEDGE.as_secs()
+                    );
+                    out.push(Action::Answer(waiting.ask, Reply::TimedOut { message, left: 0 }));
+                }
+                return !late;
+            }
+            match &waiting.then {
+                Then::Answer(reply) => {
+                    out.push(Action::Answer(waiting.ask, reply.clone()));
+                    false
+                }
+                Then::Drained { cells, deadline } => {
+                    let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();
+                    let names = || cells.iter().map(|cell| cell.reference.to_string()).collect::<Vec<_>>();
+                    let reply = if left == 0 {
+                        Reply::Drained { generation, backends: names() }
+                    } else if deadline.is_some_and(|d| d <= now.at) {
+                        Reply::TimedOut { message: format!("{} is still draining", names().join(", ")), left }
+                    } else {
+                        waiting.patience = deadline.map_or(now.at + LOOK_AGAIN, |d| d.min(now.at + LOOK_AGAIN));
+                        return true;
+                    };
+                    out.push(Action::Answer(waiting.ask, reply));
+                    false
+                }
+            }
+        });
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}

@@ -1,0 +1,213 @@
+//! What an operator asks for: drain, enable, disable, status, statistics, shutdown. A decision is an override
+//! laid over the file; it survives reloads for as long as the file has the backend at that address.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::{Override, Supervisor, Then};
+use crate::config::nearest;
+use crate::control::{LiveSessions, Peer, Pools, Reply, Request, ShutdownMode, Target};
+use crate::daemon::action::Action;
+use crate::daemon::event::{AskId, BackendKey, Now, ReloadBy};
+use crate::health::Verdict;
+use crate::proxy::Sessions;
+use crate::snapshot::BackendCell;
+use crate::words::{AdminState, BackendRef};
+
+/// A decision about some backends.
+struct Decision {
+    admin: AdminState,
+    by: String,
+    reason: Option<String>,
+    expires: Option<Duration>,
+}
+
+impl Supervisor {
+    pub(super) fn asked(&mut self, ask: AskId, request: Request, peer: Peer, now: Now, out: &mut Vec<Action>) {
+        let by = format!("uid {}", peer.uid);
+        match request {
+            Request::Status => out.push(Action::Answer(ask, Reply::Status(Box::new(self.status(now))))),
+            Request::Stats { pool } => out.push(Action::Answer(ask, self.stats_of(pool.as_ref(), now))),
+            Request::Reload => self.reload_asked(ReloadBy::Operator(ask), now, out),
+            Request::Drain { target, wait, reason, expires } => {
+                let Some(keys) = self.resolve_or_refuse(&target, ask, out) else { return };
+                let decision = Decision { admin: AdminState::Draining, by, reason, expires };
+                let lines = self.decide(&keys, decision, now, out);
+                let then = match wait {
+                    None => self.changed(lines),
+                    Some(wait) => {
+                        Then::Drained { cells: self.cells_of(&keys), deadline: wait.timeout.map(|t| now.at + t) }
+                    }
+                };
+                self.answer_when_known(ask, then, now, out);
+            }
+            Request::Enable { target } => {
+                let Some(keys) = self.resolve_or_refuse(&target, ask, out) else { return };
+                let decision = Decision { admin: AdminState::Enabled, by, reason: None, expires: None };
+                let lines = self.decide(&keys, decision, now, out);
+                let then = self.changed(lines);
+                self.answer_when_known(ask, then, now, out);
+            }
+            Request::Disable { target, live, reason, expires } => {
+                let Some(keys) = self.resolve_or_refuse(&target, ask, out) else { return };
+                let decision = Decision { admin: AdminState::Disabled, by, reason, expires };
+                let lines = self.decide(&keys, decision, now, out);
+                if live == LiveSessions::Close {
+                    out.extend(self.cells_of(&keys).into_iter().map(|cell| Action::Cut(Sessions::Of(cell))));
+                    // What the answer waits for must come after the cut in the workers' inboxes.
+                    self.publish(Vec::new(), Vec::new(), out);
+                }
+                let then = self.changed(lines);
+                self.answer_when_known(ask, then, now, out);
+            }
+            Request::Shutdown { mode } => {
+                info!(by, "lbctl asks to stop");
+                out.push(Action::Answer(ask, Reply::Stopping { sessions: self.cells.sessions() }));
+                match mode {
+                    ShutdownMode::Now => self.cut_the_rest("asked to stop at once", now, out),
+                    ShutdownMode::Graceful if self.stage.is_stopping() => {}
+                    ShutdownMode::Graceful => self.stop_asked(now, out),
+                }
+            }
+        }
+    }
+
+    fn changed(&self, lines: Vec<String>) -> Then {
+        Then::Answer(Reply::Changed { generation: self.generation.0, lines })
+    }
+
+    fn cells_of(&self, keys: &[BackendKey]) -> Vec<Arc<BackendCell>> {
+        keys.iter().filter_map(|(reference, address)| self.cells.backend(reference, address)).cloned().collect()
+    }
+
+    /// Lays a decision over the file and publishes it; returns a line for each backend.
+    fn decide(&mut self, keys: &[BackendKey], decision: Decision, now: Now, out: &mut Vec<Action>) -> Vec<String> {
+        let Decision { admin, by, reason, expires } = decision;
+        let until = expires.map(|d| now.at + d);
+        let mut lines = Vec::new();
+        for key in keys {
+            let before = self.admin_of(key);
+            if admin == AdminState::Enabled {
+                self.overrides.remove(key);
+            } else {
+                let o = Override { admin, by: by.clone(), reason: reason.clone(), until };
+                self.overrides.insert(key.clone(), o);
+            }
+            self.admin_changed(key, before, now);
+            info!(
+                pool = key.0.pool.as_str(),
+                backend = key.0.backend.as_str(),
+                by,
+                reason = reason.as_deref().unwrap_or("-"),
+                "{before} -> {admin}"
+            );
+            let sessions = self.cells.backend(&key.0, &key.1).map_or(0, |cell| cell.live.count());
+            lines.push(if before == admin {
+                format!("{} was {admin} already; sessions: {sessions}", key.0)
+            } else {
+                format!("{} is {admin}; sessions: {sessions}", key.0)
+            });
+        }
+        self.publish(Vec::new(), Vec::new(), out);
+        lines
+    }
+
+    /// A disabled backend is not probed; one that comes back must prove itself first.
+    fn admin_changed(&mut self, key: &BackendKey, before: AdminState, now: Now) {
+        let after = self.admin_of(key);
+        let Some(known) = self.backends.get_mut(key) else { return };
+        if after == AdminState::Disabled {
+            known.next_probe = None;
+        } else if before == AdminState::Disabled {
+            known.verdict = Verdict::unproven(now.at);
+            known.next_probe = (!known.probing).then_some(now.at);
+        }
+        if self.check_of(key).is_none()
+            && let Some(known) = self.backends.get_mut(key)
+        {
+            known.next_probe = None;
+        }
+    }
+
+    /// Ends overrides whose time has come.
+    pub(super) fn end_overrides(&mut self, now: Now) {
+        let over: Vec<(BackendKey, AdminState)> = self
+            .overrides
+            .iter()
+            .filter(|(_, o)| o.until.is_some_and(|until| until <= now.at))
+            .map(|(key, o)| (key.clone(), o.admin))
+            .collect();
+        for (key, before) in over {
+            self.overrides.remove(&key);
+            self.admin_changed(&key, before, now);
+            info!(
+                pool = key.0.pool.as_str(),
+                backend = key.0.backend.as_str(),
+                "{before} -> enabled: its time is over"
+            );
+            self.publish_soon(now);
+        }
+    }
+
+    fn resolve_or_refuse(&self, target: &Target, ask: AskId, out: &mut Vec<Action>) -> Option<Vec<BackendKey>> {
+        if self.stage.is_stopping() {
+            out.push(Action::Answer(ask, Reply::refused("lbd is stopping; nothing was changed")));
+            return None;
+        }
+        match self.resolve(target) {
+            Ok(keys) => Some(keys),
+            Err(why) => {
+                out.push(Action::Answer(ask, Reply::refused(why)));
+                None
+            }
+        }
+    }
+
+    fn resolve(&self, target: &Target) -> Result<Vec<BackendKey>, String> {
+        match target {
+            Target::Exactly(reference) => match self.key_of(reference) {
+                Some(key) => Ok(vec![key]),
+                None => Err(self.unknown(&reference.to_string(), |r| r.to_string())),
+            },
+            Target::Named { backend, pools } => {
+                let all: Vec<BackendRef> = self.references().filter(|r| r.backend == *backend).collect();
+                match (all.len(), pools) {
+                    (0, _) => Err(self.unknown(backend.as_str(), |r| r.backend.to_string())),
+                    (2.., Pools::One) => Err(format!(
+                        "{} pools have a backend \"{backend}\"; write one of {}, or --all-pools",
+                        all.len(),
+                        all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                    )),
+                    _ => Ok(all.iter().filter_map(|r| self.key_of(r)).collect()),
+                }
+            }
+        }
+    }
+
+    fn references(&self) -> impl Iterator<Item = BackendRef> {
+        let pools = self.config.iter().flat_map(|config| &config.pools);
+        pools.flat_map(|(name, pool)| {
+            pool.backends.iter().map(|b| BackendRef { pool: name.clone(), backend: b.name.clone() })
+        })
+    }
+
+    fn unknown(&self, typed: &str, shown: impl Fn(&BackendRef) -> String) -> String {
+        let names: BTreeSet<String> = self.references().map(|r| shown(&r)).collect();
+        match nearest(typed, names.iter().map(String::as_str)) {
+            Some((near, _)) => format!("there is no backend \"{typed}\"; did you mean \"{near}\"?"),
+            None => {
+                let some: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
+                let more = if names.len() > some.len() { ", ..." } else { "" };
+                format!("there is no backend \"{typed}\"; there are {}{more}", some.join(", "))
+            }
+        }
+    }
+
+    /// The check of a backend's pool.
+    pub(super) fn check_of(&self, key: &BackendKey) -> Option<&crate::words::CheckSpec> {
+        self.config.as_ref()?.pools.get(&key.0.pool)?.health_check.as_ref()
+    }
+}

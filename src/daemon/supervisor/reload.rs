@@ -1,0 +1,245 @@
+//! A change of configuration, whoever asked for it: read, check, diff, bind what is new, swap, let go of what
+//! is old. Everything that can fail comes before the swap; one reload is under way at a time.
+
+use std::collections::BTreeMap;
+
+use tracing::{error, info, warn};
+
+use super::{Known, Reload, Stage, Supervisor, Then};
+use crate::config::{Config, ConfigDiff, Problem};
+use crate::control::{ProblemLine, ReloadOutcome, Reply};
+use crate::daemon::action::{Action, Exit, Notice};
+use crate::daemon::event::{BackendKey, FileRead, Now, ReloadBy};
+use crate::daemon::logging::timestamp;
+use crate::health::{Verdict, first_probe_in};
+use crate::observe::{LastReload, ReloadAsker, ReloadResult};
+use crate::words::{Address, AdminState, BackendRef};
+
+impl Supervisor {
+    pub(super) fn reload_asked(&mut self, by: ReloadBy, now: Now, out: &mut Vec<Action>) {
+        if self.stage.is_stopping() {
+            if let ReloadBy::Operator(ask) = by {
+                out.push(Action::Answer(ask, Reply::refused("lbd is stopping; nothing was changed")));
+            }
+            return;
+        }
+        if self.reload.is_some() {
+            self.next_reload.push_back(by);
+            return;
+        }
+        self.reload = Some(Reload { by, config: None });
+        if by != ReloadBy::Start {
+            out.push(Action::Notify(Notice::Reloading));
+        }
+        out.push(Action::ReadConfig);
+        let _ = now;
+    }
+
+    pub(super) fn config_read(&mut self, read: FileRead, now: Now, out: &mut Vec<Action>) {
+        let Some(Reload { by, .. }) = self.reload else { return };
+        let config = match read {
+            FileRead::Right(config) => *config,
+            FileRead::Unreadable(why) => return self.refuse_reload(&why, Vec::new(), now, out),
+            FileRead::Wrong(file, problems) => {
+                let lines: Vec<ProblemLine> = problems.into_iter().map(|p| line(&file, p)).collect();
+                let count = lines.len();
+                let what = if count == 1 { "a problem".to_owned() } else { format!("{count} problems") };
+                return self.refuse_reload(&format!("{file} has {what}; nothing was changed"), lines, now, out);
+            }
+        };
+        let diff = match &self.config {
+            Some(old) => ConfigDiff::between(old, &config),
+            None => ConfigDiff::default(),
+        };
+        if let Some(old) = &self.config {
+            if *old == config {
+                return self.finish_reload(ReloadResult::Unchanged, Vec::new(), Vec::new(), now, out);
+            }
+            if let Some(why) = diff.too_drastic(old).filter(|_| by == ReloadBy::Watcher) {
+                return self.refuse_reload(&why, Vec::new(), now, out);
+            }
+        }
+        let new: Vec<Address> = addresses(&config).filter(|a| !self.bound.contains_key(*a)).cloned().collect();
+        self.reload = Some(Reload { by, config: Some((config, diff)) });
+        if new.is_empty() { self.bound(BTreeMap::new(), now, out) } else { out.push(Action::Bind(new)) }
+    }
+
+    pub(super) fn not_bound(&mut self, reasons: Vec<(Address, String)>, now: Now, out: &mut Vec<Action>) {
+        let Some(Reload { config: Some((config, _)), .. }) = &self.reload else { return };
+        let owner = |address: &Address| {
+            config.listeners.iter().find(|(_, l)| l.bind.contains(address)).map_or("?", |(name, _)| name.as_str())
+        };
+        let texts: Vec<String> =
+            reasons.iter().map(|(address, why)| format!("listeners.{}: {address} {why}", owner(address))).collect();
+        self.refuse_reload(&texts.join("\n"), Vec::new(), now, out);
+    }
+
+    /// Everything is there: swaps.
+    pub(super) fn bound(&mut self, bound: BTreeMap<Address, Address>, now: Now, out: &mut Vec<Action>) {
+        let Some((config, diff)) = self.reload.as_mut().and_then(|reload| reload.config.take()) else { return };
+        for (asked, got) in &bound {
+            info!(address = %got, asked = %asked, "listening");
+        }
+        let listen: Vec<Address> = bound.keys().cloned().collect();
+        self.bound.extend(bound);
+        let release: Vec<Address> =
+            self.bound.keys().filter(|address| !addresses(&config).any(|a| a == *address)).cloned().collect();
+        self.bound.retain(|address, _| !release.contains(address));
+        if self.config.as_ref().is_none_or(|old| old.log.level != config.log.level) {
+            out.push(Action::SetLogLevel(config.log.level));
+        }
+        if self.config.as_ref().is_none_or(|old| old.watch != config.watch) {
+            out.push(Action::SetWatch(config.watch));
+        }
+        self.cells.settle(&config, now.micros);
+        let notes = self.know(&config, now);
+        self.config = Some(config);
+        self.generation = self.generation.next();
+        self.publish(listen, release, out);
+        self.finish_reload(ReloadResult::Applied, diff.summary(), notes, now, out);
+    }
+
+    /// Brings what is known of backends in line with a configuration: new ones are unproven, known ones keep
+    /// their verdict, and those that are not checked have none. Returns what the operator should know of it.
+    fn know(&mut self, config: &Config, now: Now) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut random = self.random();
+        let mut wanted: BTreeMap<BackendKey, Option<&crate::words::CheckSpec>> = BTreeMap::new();
+        for (name, pool) in &config.pools {
+            for backend in &pool.backends {
+                let reference = BackendRef { pool: name.clone(), backend: backend.name.clone() };
+                wanted.insert((reference, backend.address.clone()), pool.health_check.as_ref());
+            }
+        }
+        self.backends.retain(|key, _| wanted.contains_key(key));
+        self.overrides.retain(|key, o| {
+            let kept = wanted.contains_key(key);
+            if !kept {
+                notes
+                    .push(format!("{} at {} is gone from the file, and with it that it was {}", key.0, key.1, o.admin));
+            }
+            kept
+        });
+        for (key, check) in wanted {
+            let disabled = self.overrides.get(&key).is_some_and(|o| o.admin == AdminState::Disabled);
+            let known = self.backends.entry(key).or_insert_with(|| Known {
+                verdict: Verdict::unproven(now.at),
+                next_probe: None,
+                probing: false,
+                last_probe: now.at,
+                probes_ok: 0,
+                probes_failed: 0,
+            });
+            match check {
+                None => {
+                    known.next_probe = None;
+                    if known.verdict.health() != crate::words::Health::Unproven {
+                        known.verdict = Verdict::unproven(now.at);
+                    }
+                }
+                Some(spec) if !known.probing && !disabled => {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let soon = now.at + first_probe_in(spec, random);
+                    // An interval that has become shorter counts from now on.
+                    known.next_probe = Some(known.next_probe.map_or(soon, |at| at.min(now.at + spec.interval)));
+                }
+                Some(_) => {}
+            }
+        }
+        notes
+    }
+
+    fn finish_reload(
+        &mut self,
+        result: ReloadResult,
+        changed: Vec<String>,
+        notes: Vec<String>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(Reload { by, .. }) = self.reload.take() else { return };
+        self.note_reload(by, result, Vec::new(), now);
+        match (result, by) {
+            (_, ReloadBy::Start) => {
+                self.stage = Stage::Serving;
+                info!(generation = self.generation.0, "serving; {}", self.status_line());
+            }
+            (ReloadResult::Applied, _) => {
+                info!(
+                    generation = self.generation.0,
+                    by = spelled(by),
+                    "configuration applied: {}",
+                    changed.join("; ")
+                );
+                notes.iter().for_each(|note| warn!("{note}"));
+            }
+            _ => info!(generation = self.generation.0, by = spelled(by), "the file says what is in force already"),
+        }
+        if let ReloadBy::Operator(ask) = by {
+            let outcome =
+                if result == ReloadResult::Applied { ReloadOutcome::Applied } else { ReloadOutcome::Unchanged };
+            let reply = Reply::Reloaded { generation: self.generation.0, outcome, changed, notes };
+            if result == ReloadResult::Applied {
+                self.answer_when_known(ask, Then::Answer(reply), now, out);
+            } else {
+                out.push(Action::Answer(ask, reply));
+            }
+        }
+        self.reload_over(now, out);
+    }
+
+    fn refuse_reload(&mut self, why: &str, problems: Vec<ProblemLine>, now: Now, out: &mut Vec<Action>) {
+        let Some(Reload { by, .. }) = self.reload.take() else { return };
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        if by == ReloadBy::Start {
+            let mut text = why.to_owned();
+            lines.iter().for_each(|line| text.push_str(&format!("\n{line}")));
+            return out.push(Action::Exit(Exit::CannotStart(text)));
+        }
+        error!(generation = self.generation.0, by = spelled(by), "configuration refused: {why}");
+        lines.iter().for_each(|line| error!("{line}"));
+        self.note_reload(by, ReloadResult::Refused, if lines.is_empty() { vec![why.to_owned()] } else { lines }, now);
+        if let ReloadBy::Operator(ask) = by {
+            out.push(Action::Answer(ask, Reply::Refused { message: why.to_owned(), problems }));
+        }
+        self.reload_over(now, out);
+    }
+
+    /// systemd hangs in "reload" unless READY follows, whatever came of it. Then the next one's turn comes.
+    fn reload_over(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.last_status = self.status_line();
+        out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
+        if let Some(by) = self.next_reload.pop_front() {
+            self.reload_asked(by, now, out);
+        }
+    }
+
+    fn note_reload(&mut self, by: ReloadBy, result: ReloadResult, problems: Vec<String>, now: Now) {
+        let by = match by {
+            ReloadBy::Start => return,
+            ReloadBy::Watcher => ReloadAsker::Watcher,
+            ReloadBy::Signal => ReloadAsker::Signal,
+            ReloadBy::Operator(_) => ReloadAsker::Control,
+        };
+        let (at, generation) = (timestamp(now.wall), self.generation.0);
+        self.last_reload = Some((LastReload { at, seconds_ago: 0, by, result, generation, problems }, now.at));
+    }
+}
+
+fn addresses(config: &Config) -> impl Iterator<Item = &Address> {
+    config.listeners.values().flat_map(|listener| &listener.bind)
+}
+
+fn line(file: &str, problem: Problem) -> ProblemLine {
+    let Problem { line, column, path, message } = problem;
+    ProblemLine { file: file.to_owned(), line, column, path, message }
+}
+
+fn spelled(by: ReloadBy) -> &'static str {
+    match by {
+        ReloadBy::Start => "start",
+        ReloadBy::Watcher => "watcher",
+        ReloadBy::Signal => "SIGHUP",
+        ReloadBy::Operator(_) => "lbctl",
+    }
+}

@@ -1,0 +1,118 @@
+//! A graceful stop: let go of the doors, let sessions finish within `drain_timeout`, cut the rest, leave.
+//! Asked a second time, it leaves at once.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::Supervisor;
+use crate::daemon::action::{Action, Exit, Notice};
+use crate::daemon::event::Now;
+use crate::proxy::Sessions;
+use crate::snapshot::Revision;
+
+/// How often the remaining sessions are counted.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often systemd is asked for more time, and for how much: at least twice the interval.
+const TELL: Duration = Duration::from_secs(1);
+const EXTENSION: Duration = Duration::from_secs(5);
+/// How long cut sessions may take to end.
+const CUT: Duration = Duration::from_secs(1);
+
+/// How far the daemon's life has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Before the first configuration is in force.
+    Starting,
+    /// Clients are accepted.
+    Serving,
+    /// They are not, and sessions finish until then.
+    Draining {
+        /// When the rest is cut.
+        until: Instant,
+        /// When they are counted again.
+        look: Instant,
+        /// When systemd is told again.
+        tell: Instant,
+        /// The snapshot with which the workers let go of their doors.
+        from: Revision,
+    },
+    /// The rest was cut.
+    Cut {
+        /// When it does not matter any more whether they have ended.
+        until: Instant,
+        /// When they are counted again.
+        look: Instant,
+    },
+}
+
+impl Stage {
+    /// True from the first wish to stop on.
+    pub fn is_stopping(self) -> bool {
+        matches!(self, Stage::Draining { .. } | Stage::Cut { .. })
+    }
+
+    pub(super) fn next_look(self) -> Option<Instant> {
+        match self {
+            Stage::Starting | Stage::Serving => None,
+            Stage::Draining { until, look, tell, .. } => Some(until.min(look).min(tell)),
+            Stage::Cut { until, look } => Some(until.min(look)),
+        }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn stop_asked(&mut self, now: Now, out: &mut Vec<Action>) {
+        match self.stage {
+            Stage::Serving => self.start_draining(now, out),
+            Stage::Draining { .. } => self.cut_the_rest("asked to stop at once", now, out),
+            Stage::Starting | Stage::Cut { .. } => out.push(Action::Exit(Exit::Stopped)),
+        }
+    }
+
+    fn start_draining(&mut self, now: Now, out: &mut Vec<Action>) {
+        let timeout = self.config.as_ref().map_or(Duration::ZERO, |config| config.drain_timeout);
+        info!("stopping; sessions: {}, given at most {} s", self.cells.sessions(), timeout.as_secs_f32());
+        let release = std::mem::take(&mut self.bound).into_keys().collect();
+        self.publish(Vec::new(), release, out);
+        let from = self.revision;
+        self.stage = Stage::Draining { until: now.at + timeout, look: now.at, tell: now.at + TELL, from };
+        out.push(Action::Notify(Notice::Stopping(self.status_line())));
+    }
+
+    pub(super) fn cut_the_rest(&mut self, why: &str, now: Now, out: &mut Vec<Action>) {
+        let sessions = self.cells.sessions();
+        if sessions > 0 {
+            warn!("{why}; sessions cut: {sessions}");
+        }
+        out.push(Action::Cut(Sessions::All));
+        self.stage = Stage::Cut { until: now.at + CUT, look: now.at + LOOK };
+    }
+
+    pub(super) fn go_on_stopping(&mut self, now: Now, out: &mut Vec<Action>) {
+        let sessions = self.cells.sessions();
+        match &mut self.stage {
+            // Clients may have come up to the moment the last worker let go of its doors.
+            Stage::Draining { from, .. } if sessions == 0 && self.acknowledged >= *from => {
+                info!("every session has ended");
+                out.push(Action::Exit(Exit::Stopped));
+            }
+            Stage::Draining { until, .. } if *until <= now.at => self.cut_the_rest("drain_timeout is over", now, out),
+            Stage::Draining { look, tell, .. } => {
+                let told = *tell <= now.at;
+                if told {
+                    *tell = now.at + TELL;
+                }
+                if *look <= now.at {
+                    *look = now.at + LOOK;
+                }
+                if told {
+                    out.push(Action::Notify(Notice::Extend(EXTENSION, self.status_line())));
+                }
+            }
+            Stage::Cut { until, .. } if sessions == 0 || *until <= now.at => out.push(Action::Exit(Exit::Stopped)),
+            Stage::Cut { look, .. } if *look <= now.at => *look = now.at + LOOK,
+            Stage::Starting | Stage::Serving | Stage::Cut { .. } => {}
+        }
+    }
+}

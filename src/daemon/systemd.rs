@@ -1,0 +1,164 @@
+//! Tells systemd how the daemon is doing (sd_notify(3)). Says nothing where no NOTIFY_SOCKET is set.
+//! When to say what is the supervisor's; the one rule kept here is what each message consists of.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The service manager's ear.
+///
+/// The variables stay in the environment: a binary executed in place needs them too.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    /// So that a manager that does not listen is logged once, not each second.
+    complained: AtomicBool,
+}
+
+impl Notifier {
+    /// A notifier for the NOTIFY_SOCKET of the environment.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Start or reload is over. Must follow every [`Notifier::reloading`], of a refused reload too, or the
+    /// unit stays in "reloading" until it is killed.
+    pub fn ready(&self, status: &str) {
+        self.tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
+    }
+
+    /// The line that `systemctl status` shows.
+    pub fn status(&self, text: &str) {
+        self.tell(&[NotifyState::Status(&one_line(text))]);
+    }
+
+    /// A reload begins.
+    pub fn reloading(&self) {
+        // systemd 253 and later take RELOADING=1 only with the time at which it was said.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
+            Err(_) => self.tell(&[NotifyState::Reloading]),
+        }
+    }
+
+    /// The stop begins.
+    pub fn stopping(&self, status: &str) {
+        self.tell(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
+    }
+
+    /// The start or stop may take `more` from now; to be repeated at least twice within that time.
+    pub fn extend_timeout(&self, more: Duration) {
+        self.tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(more.as_micros()).unwrap_or(u32::MAX))]);
+    }
+
+    /// The main loop turns.
+    pub fn watchdog(&self) {
+        self.tell(&[NotifyState::Watchdog]);
+    }
+
+    /// How often to call [`Notifier::watchdog`]: half of what systemd tolerates. `None`: it does not watch.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
+        sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| limit / 2)
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        if let Err(error) = sd_notify::notify(states)
+            && !self.complained.swap(true, Ordering::Relaxed)
+        {
+            tracing::debug!(%error, "systemd cannot be told of the daemon's state");
+        }
+    }
+}
+
+/// A line break would begin another assignment: a file name could say MAINPID=1.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r', '\0'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
+    /// Set for the copy of this test program that plays the daemon: sd_notify reads the environment, and
+    /// setting that of a process with threads is unsafe.
+    const PLAY: &str = "LBD_TEST_SYSTEMD";
+
+    /// Runs `test` again in a process of its own, where it comes here to `play`; here, what systemd then received.
+    fn heard(test: &str, variables: &[(&str, &str)], play: fn(&Notifier)) -> Option<Vec<String>> {
+        if std::env::var_os(PLAY).is_some() {
+            play(&Notifier::new());
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("daemon::systemd::tests::{test}")])
+            .env(PLAY, "1")
+            .env("NOTIFY_SOCKET", &path)
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && report.contains("1 passed"), "{report}");
+        systemd.set_nonblocking(true).unwrap();
+        let mut room = [0; 1024];
+        let message = || systemd.recv(&mut room).ok().map(|n| String::from_utf8_lossy(&room[..n]).into());
+        Some(std::iter::from_fn(message).collect())
+    }
+
+    #[test]
+    fn systemd_hears_each_state() {
+        let said = heard("systemd_hears_each_state", &[], |systemd| {
+            systemd.ready("3 listeners");
+            systemd.status("generation 2");
+            systemd.reloading();
+            systemd.stopping("12 sessions left");
+            systemd.extend_timeout(Duration::from_secs(3));
+            systemd.extend_timeout(Duration::MAX);
+            systemd.watchdog();
+        });
+        let Some(said) = said else { return };
+        let (reloading, others): (Vec<_>, Vec<_>) = said.iter().partition(|m| m.starts_with("RELOADING"));
+        assert_eq!(
+            others,
+            [
+                "READY=1\nSTATUS=3 listeners\n",
+                "STATUS=generation 2\n",
+                "STOPPING=1\nSTATUS=12 sessions left\n",
+                "EXTEND_TIMEOUT_USEC=3000000\n",
+                "EXTEND_TIMEOUT_USEC=4294967295\n",
+                "WATCHDOG=1\n",
+            ]
+        );
+        let when = reloading[0].strip_prefix("RELOADING=1\nMONOTONIC_USEC=").map(str::trim_end);
+        assert!(when.is_some_and(|usec| usec.parse::<u64>().is_ok_and(|usec| usec > 0)), "{reloading:?}");
+    }
+
+    #[test]
+    fn a_status_cannot_smuggle_in_another_assignment() {
+        let said = heard("a_status_cannot_smuggle_in_another_assignment", &[], |systemd| {
+            systemd.status("a\nMAINPID=1\r\nREADY=1");
+        });
+        let Some(said) = said else { return };
+        assert_eq!(said, ["STATUS=a MAINPID=1  READY=1\n"]);
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_twice_as_often_as_asked() {
+        heard("the_watchdog_is_fed_twice_as_often_as_asked", &[("WATCHDOG_USEC", "4000000")], |systemd| {
+            assert_eq!(systemd.watchdog_interval(), Some(Duration::from_secs(2)));
+        });
+    }
+
+    #[test]
+    fn a_deaf_systemd_harms_nothing() {
+        heard("a_deaf_systemd_harms_nothing", &[("NOTIFY_SOCKET", "/nowhere/notify")], |systemd| {
+            systemd.ready("up");
+            systemd.watchdog();
+            assert!(systemd.complained.load(Ordering::Relaxed));
+        });
+    }
+}

@@ -1,0 +1,33 @@
+//! Documents as JSON text and back. The one place that knows which crate writes it.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Why a text is not the document asked for: what is wrong, at which line and column.
+#[derive(Debug)]
+pub struct JsonError(serde_json::Error);
+
+impl std::fmt::Display for JsonError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+/// One line.
+pub fn compact(document: &impl Serialize) -> String {
+    serde_json::to_string(document).expect(WRITABLE)
+}
+
+/// Indented, for a reader.
+pub fn pretty(document: &impl Serialize) -> String {
+    serde_json::to_string_pretty(document).expect(WRITABLE)
+}
+
+/// Reads a document.
+pub fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, JsonError> {
+    serde_json::from_slice(text).map_err(JsonError)
+}
+
+const WRITABLE: &str = "our documents have text keys only and no failing Serialize";

@@ -27,7 +27,7 @@ pub fn configuration(backends: &[SocketAddr]) -> Result<Config, Vec<Problem>> {
     for (number, address) in (1..).zip(backends) {
         text.push_str(&format!("      backend-{number}: \"{address}\"\n"));
     }
-    text.push_str("    health_check: { interval: 2s, fast_interval: 500ms }\n");
+    text.push_str("    health_check: { interval: 2s, fast_interval: 500ms }\nlog: { level: warn }\n");
     Config::parse(text)
 }
 

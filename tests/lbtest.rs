@@ -365,11 +365,11 @@ fn what_follows_the_answer_or_keeps_the_connection_open_is_a_fault() {
 }
 
 #[test]
-fn payloads_of_many_megabytes_do_not_deadlock() {
+fn a_payload_larger_than_all_socket_buffers_does_not_deadlock() {
     let servers = Servers::mode("echo");
-    let args = ["multiple", "2", "--requests", "1", "--size", "16MiB", "--timeout", "60s"];
+    let args = ["multiple", "1", "--requests", "1", "--size", "96MiB", "--timeout", "20s"];
     let (code, run) = json(&args, &servers.at[0]);
-    assert_eq!((code, &run["verified_bytes"]), (0, &Value::from(32 << 20)), "{run}");
+    assert_eq!((code, &run["verified_bytes"]), (0, &Value::from(96 << 20)), "{run}");
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_thousand_clients_are_connected_at_once() {
 #[test]
 fn load_shows_progress_and_ends_with_percentiles() {
     let servers = Servers::mode("echo");
-    let (code, out, err) = lbtest(&["load", "1.2", "8", "--target", &servers.at[0]]);
+    let (code, out, err) = lbtest(&["load", "1.5", "8", "--target", &servers.at[0]]);
     assert_eq!(code, 0, "{out}{err}");
     assert_eq!(err.lines().count(), 1, "a line a second, and only the results on stdout: {err}");
     assert!(err.contains("requests/s") && err.contains("0 faults"), "{err}");
@@ -404,7 +404,7 @@ fn a_rate_is_kept_and_latencies_count_from_the_time_a_request_was_due() {
     let servers = Servers::mode("echo");
     let (code, run) = json(&["load", "1", "4", "--rate", "200"], &servers.at[0]);
     let due = run["requests"].as_u64().unwrap() + run["not_sent"].as_u64().unwrap();
-    assert!(code == 0 && (195..=215).contains(&due), "{run}");
+    assert!(code == 0 && (150..=260).contains(&due), "{run}");
 
     // One client and 60 ms an answer: 100 a second fall behind by more with each request.
     let slow = Servers::start(1, &["--mode", "slow", "--delay", "60ms"]);

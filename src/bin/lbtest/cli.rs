@@ -62,8 +62,8 @@ pub struct Servers {
 /// What all three client commands take.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// HOST:PORT, [IPV6]:PORT or unix:PATH
-    #[arg(long, default_value = "127.0.0.1:8080")]
+    /// Whom to connect to.
+    #[arg(long, help = "HOST:PORT, [IPV6]:PORT or unix:PATH", default_value = "127.0.0.1:8080")]
     pub target: Target,
     /// Longest wait for the connection, for the whole answer, and for the close
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]

@@ -274,6 +274,7 @@ fn only_other_content_is_news_and_only_once() {
     assert_eq!(step(&|| write(path.clone(), "bad")), 1);
     assert_eq!(step(&|| write(path.clone(), "by hand")), 0, "taken back unread");
     assert_eq!(step(&|| write(path.clone(), "bad")), 1, "and made again");
+    assert_eq!(step(&|| assert!(!watcher.has_read(b"by hand"))), 1, "the supervisor read too early");
     assert_eq!(step(&|| write(path.clone(), "")), 1, "empty is content");
 }
 

@@ -44,6 +44,11 @@ impl Limits {
         !self.short.swap(true, Relaxed)
     }
 
+    /// True during a spell of shortage.
+    pub fn are_short(&self) -> bool {
+        self.short.load(Relaxed)
+    }
+
     /// True once, when a spell of shortage is over.
     pub fn recovered(&self, now: u64) -> bool {
         self.short.load(Relaxed)

@@ -1,6 +1,7 @@
 //! A session's way from accept to end, as the worker carries it out: choose, dial, establish, try another
 //! one, refuse, queue, bury. What it means for the bytes is [`super::session`]'s to say.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use super::socket::{self, Dialled};
 use super::worker::{Token, Worker};
 use crate::config::LogConnections;
 use crate::snapshot::{BackendCell, Listener, ListenerCell};
-use crate::words::{Cause, Phase, PoolName, Refusal};
+use crate::words::{Address, Cause, Phase, PoolName, Refusal};
 
 /// The pause before a backend that has just failed this session is tried again, where there is no other.
 const AGAIN: u64 = 1_000_000;
@@ -53,7 +54,12 @@ impl Worker {
             return self.refuse(key, Refusal::NoBackend);
         };
         let ip = session.peer.map(|peer| peer.ip());
-        match choose(pool, session.ticket, ip, random, &session.tried) {
+        let choice = choose(pool, session.ticket, ip, random, &session.tried);
+        let queued = session.state == State::Queued;
+        if queued && !matches!(choice, Choice::Full) {
+            leave_queue(&mut self.queues, session, key);
+        }
+        match choice {
             Choice::Reserved(backend) => {
                 let patience = micros(pool.connect_timeout);
                 self.dial(key, backend, patience);
@@ -63,6 +69,7 @@ impl Worker {
                 self.pause(key, AGAIN);
             }
             Choice::Nobody => self.refuse(key, Refusal::NoBackend),
+            Choice::Full if queued => {} // it stays where it is
             Choice::Full => match pool.queue {
                 None => self.refuse(key, Refusal::Limit),
                 Some(queue) => self.enqueue(key, queue.max, queue.timeout),
@@ -118,6 +125,12 @@ impl Worker {
     pub(super) fn established(&mut self, key: usize) {
         let now = self.now;
         let session = &mut self.sessions[key];
+        if let (Some(server), Some(backend)) = (&session.server, &session.backend)
+            && may_meet_itself(&backend.address)
+            && socket::is_self_connected(&server.fd)
+        {
+            return self.dial_failed(key, Errno::ECONNREFUSED);
+        }
         session.state = State::Relaying;
         session.tried = Vec::new();
         session.active = now;
@@ -167,16 +180,14 @@ impl Worker {
     fn free(&mut self, backend: &BackendCell) {
         backend.live.release();
         if backend.pool.queued.load(SeqCst) > 0 {
-            self.serve_queue(&backend.pool.name);
+            // Served at the end of the turn: here, a row of failing dials would call itself without end.
+            self.room = true;
             self.wake_others();
         }
     }
 
     fn enqueue(&mut self, key: usize, most: u32, timeout: Duration) {
         let session = &mut self.sessions[key];
-        if session.state == State::Queued {
-            return; // it stays where it is
-        }
         let queued = &session.pool.queued;
         if queued.fetch_update(SeqCst, SeqCst, |n| (n < most).then_some(n + 1)).is_err() {
             return self.refuse(key, Refusal::QueueFull);
@@ -184,41 +195,23 @@ impl Worker {
         session.state = State::Queued;
         session.since = self.now;
         session.deadline = self.now.saturating_add(micros(timeout));
-        let (deadline, name) = (session.deadline, session.pool.name.clone());
-        self.queues.entry(name.clone()).or_default().push_back(key);
+        let deadline = session.deadline;
+        self.queues.entry(session.pool.name.clone()).or_default().push_back(key);
         self.sweep_by(deadline);
-        // A place that became free before we were counted as waiting would have told nobody.
-        self.serve_queue(&name);
+        // A place that became free before this one was counted as waiting would have told nobody.
+        self.room = true;
     }
 
     /// Gives free places to those who wait longest.
-    fn serve_queue(&mut self, pool: &PoolName) {
-        while let Some(&key) = self.queues.get(pool).and_then(|queue| queue.front()) {
-            self.place(key);
-            if self.sessions[key].state == State::Queued {
-                return;
-            }
-            self.leave_queue(pool, key);
-        }
-    }
-
-    /// The same for every pool.
     pub(super) fn serve_queues(&mut self) {
         let pools: Vec<PoolName> = self.queues.keys().cloned().collect();
         for pool in pools {
-            self.serve_queue(&pool);
-        }
-    }
-
-    fn leave_queue(&mut self, pool: &PoolName, key: usize) {
-        let Some(queue) = self.queues.get_mut(pool) else { return };
-        let before = queue.len();
-        queue.retain(|k| *k != key);
-        if queue.len() < before {
-            self.sessions[key].pool.queued.fetch_sub(1, SeqCst);
-        }
-        if queue.is_empty() {
-            self.queues.remove(pool);
+            while let Some(&key) = self.queues.get(&pool).and_then(|queue| queue.front()) {
+                self.place(key);
+                if self.sessions[key].state == State::Queued {
+                    break;
+                }
+            }
         }
     }
 
@@ -227,7 +220,10 @@ impl Worker {
         let session = &mut self.sessions[key];
         session.listener.shards[self.index].refused[why as usize].add(1);
         session.refused = Some(why);
-        let phase = session.phase();
+        let phase = match why {
+            Refusal::QueueFull | Refusal::QueueTimeout => Phase::Queue,
+            _ => session.phase(),
+        };
         let cause = if why == Refusal::ConnectFailed { Cause::Server } else { Cause::Proxy };
         self.end(key, cause, phase);
     }
@@ -238,7 +234,9 @@ impl Worker {
         if session.state == State::Gone {
             return;
         }
-        let queued = session.state == State::Queued;
+        if session.state == State::Queued {
+            leave_queue(&mut self.queues, session, key);
+        }
         session.state = State::Gone;
         // A peer must be able to tell a cut stream from a whole one.
         let cut = match cause {
@@ -272,10 +270,6 @@ impl Worker {
             LogConnections::Errors if cause == Cause::Normal => {}
             _ => record(session, cause, phase, took),
         }
-        if queued {
-            let pool = session.pool.name.clone();
-            self.leave_queue(&pool, key);
-        }
         self.gone.push(key);
     }
 
@@ -300,6 +294,20 @@ impl Worker {
     }
 }
 
+/// Takes a session out of its pool's queue, whatever becomes of it.
+fn leave_queue(queues: &mut BTreeMap<PoolName, VecDeque<usize>>, session: &mut Session, key: usize) {
+    session.state = State::Pausing;
+    session.pool.queued.fetch_sub(1, SeqCst);
+    let Some(queue) = queues.get_mut(&session.pool.name) else { return };
+    match queue.front() {
+        Some(first) if *first == key => drop(queue.pop_front()),
+        _ => queue.retain(|k| *k != key),
+    }
+    if queue.is_empty() {
+        queues.remove(&session.pool.name);
+    }
+}
+
 /// One line a session end.
 fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
     let client = session.peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
@@ -318,6 +326,13 @@ fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
         duration_ms = took.as_millis() as u64,
         "session ended"
     );
+}
+
+/// Where nobody listens on a port of this machine that the kernel also hands out to clients, a connect to it may
+/// be given that very port and meet itself (RFC 9293, simultaneous open): an echo that keeps the backend from
+/// binding. Ports below Linux' default ip_local_port_range are spared the look.
+fn may_meet_itself(address: &Address) -> bool {
+    matches!(address, Address::Ip(ip) if ip.ip().is_loopback() && ip.port() >= 32_768)
 }
 
 /// What lbd wants to hear of a session's sockets, once each time it becomes so.

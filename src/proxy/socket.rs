@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, recv, send, setsockopt,
-    shutdown, socket, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getpeername,
+    getsockname, recv, send, setsockopt, shutdown, socket, sockopt,
 };
 
 use crate::config::Keepalive;
@@ -104,6 +104,12 @@ pub fn dial_result(fd: &OwnedFd) -> Result<(), Errno> {
         0 => Ok(()),
         code => Err(Errno::from_raw(code)),
     }
+}
+
+/// True where a connect has met itself.
+pub fn is_self_connected(fd: &OwnedFd) -> bool {
+    let own = getsockname::<SockaddrStorage>(fd.as_raw_fd());
+    own.is_ok() && own == getpeername::<SockaddrStorage>(fd.as_raw_fd())
 }
 
 /// Reads what is there; 0 is the end.

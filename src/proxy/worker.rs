@@ -25,6 +25,8 @@ use crate::words::{Cause, PoolName, Refusal};
 const EVENTS: usize = 512;
 /// The least time between two sweeps over the table, in microseconds.
 const SWEEP: u64 = 20_000;
+/// How often a worker looks whether a shortage is over.
+const RECOVERY: u64 = 1_000_000;
 /// How soon after a change the sessions take its timeouts.
 const REFRESH: u64 = 100_000;
 
@@ -65,6 +67,8 @@ pub struct Worker {
     pub(super) shut_until: Option<u64>,
     /// How long they were shut last.
     pub(super) shut_for: u64,
+    /// A place has become free at a backend whose pool has sessions waiting, or one has begun to wait.
+    pub(super) room: bool,
     /// Sessions that wait for a place, in the order they came.
     pub(super) queues: BTreeMap<PoolName, VecDeque<usize>>,
     scratch: Box<[u8]>,
@@ -138,6 +142,7 @@ impl Worker {
             knocked: Vec::new(),
             shut_until: None,
             shut_for: 0,
+            room: false,
             queues: BTreeMap::new(),
             scratch: vec![0; SCRATCH].into(),
             again: Vec::new(),
@@ -185,6 +190,10 @@ impl Worker {
                 self.sweep();
             }
             self.bury();
+            while std::mem::take(&mut self.room) {
+                self.serve_queues();
+                self.bury();
+            }
             if parked {
                 return;
             }
@@ -216,7 +225,7 @@ impl Worker {
             door.take(&self.snapshot);
         }
         self.open_doors(Hold::Limit); // it may have been raised
-        self.serve_queues();
+        self.room = true;
     }
 
     /// Does what the daemon told; true where it is to park.
@@ -348,6 +357,9 @@ impl Worker {
             }
         }
         self.swept = now;
+        if self.limits.are_short() {
+            next = next.min(now + RECOVERY);
+        }
         self.sweep_at = next.max(now + SWEEP);
         for (key, cause) in due {
             match (self.sessions[key].state, cause) {

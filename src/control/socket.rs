@@ -121,6 +121,27 @@ impl ControlSocket {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Why a group could not be given the socket, as far as can be known before.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn may_permit(&self, group: Option<&str>) -> Result<(), SocketError> {
+        group.map(find_group).transpose().map(|_| ())
+    }
+
+    /// Gives the socket other permission bits and another group (`None`: the daemon's own), while it is in use.
+    ///
+    /// # Errors
+    /// There is no such group, or the daemon may not give the socket to it; the socket stays as it was.
+    pub fn permit(&self, mode: u32, group: Option<&str>) -> Result<(), SocketError> {
+        match group.map(find_group).transpose()? {
+            Some(group) => give(&self.path, &group)?,
+            None => change_owner(&self.path, None, Some(nix::unistd::getegid().as_raw()))
+                .map_err(io_error("set the group of", &self.path))?,
+        }
+        set_mode(&self.path, mode)
+    }
 }
 
 impl Drop for ControlSocket {
@@ -230,6 +251,14 @@ fn stream_socket(path: &Path) -> Result<Socket, SocketError> {
     Ok(socket)
 }
 
+fn give(path: &Path, group: &Group) -> Result<(), SocketError> {
+    change_owner(path, None, Some(group.gid.as_raw())).map_err(|error| SocketError::Group(group.name.clone(), error))
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), SocketError> {
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o777)).map_err(io_error("set the mode of", path))
+}
+
 /// Binds, sets group and mode, and only then listens: until then the kernel refuses every connect.
 fn listen(path: &Path, mode: u32, group: Option<&Group>) -> Result<UnixListener, SocketError> {
     let address = SockAddr::unix(path).map_err(io_error("bind", path))?;
@@ -237,10 +266,9 @@ fn listen(path: &Path, mode: u32, group: Option<&Group>) -> Result<UnixListener,
     socket.bind(&address).map_err(io_error("bind", path))?;
     let listening = (|| {
         if let Some(group) = group {
-            change_owner(path, None, Some(group.gid.as_raw()))
-                .map_err(|error| SocketError::Group(group.name.clone(), error))?;
+            give(path, group)?;
         }
-        fs::set_permissions(path, Permissions::from_mode(mode & 0o777)).map_err(io_error("set the mode of", path))?;
+        set_mode(path, mode)?;
         socket.listen(BACKLOG).map_err(io_error("listen at", path))
     })();
     match listening {
@@ -271,6 +299,17 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode);
             assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, folder_mode);
         }
+    }
+
+    #[test]
+    fn mode_and_group_can_change_while_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let (_listener, socket) = bound(&path).unwrap();
+        socket.permit(0o600, None).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(socket.permit(0o666, Some("no-such-group-here")), Err(SocketError::NoGroup(_))));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "a refusal changes nothing");
     }
 
     #[test]

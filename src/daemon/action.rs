@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{AskId, BackendKey};
-use crate::config::LogLevel;
+use crate::config::{Control, LogLevel};
 use crate::control::Reply;
 use crate::proxy::Sessions;
 use crate::snapshot::Snapshot;
@@ -38,6 +38,8 @@ pub enum Action {
     SetLogLevel(LogLevel),
     /// Apply changes of the file by themselves, or no longer.
     SetWatch(bool),
+    /// Give the control socket these permission bits and this group.
+    SetControl(Control),
     /// Tell systemd.
     Notify(Notice),
     /// Leave the loop.

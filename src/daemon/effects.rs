@@ -17,6 +17,7 @@ use super::systemd::Notifier;
 use super::watch::{Timing, Watcher};
 use crate::config::Config;
 use crate::control::Reply;
+use crate::control::socket::ControlSocket;
 use crate::probe::Prober;
 use crate::proxy::{self, Command, Line};
 use crate::snapshot::{Publisher, Revision};
@@ -38,6 +39,8 @@ pub enum Source {
 pub struct Effects {
     /// Puts snapshots in force.
     pub publisher: Publisher,
+    /// The operator's door.
+    pub control: ControlSocket,
     /// To each worker.
     pub lines: Vec<Line>,
     /// Makes probes.
@@ -87,6 +90,11 @@ impl Effects {
             }
             Action::SetLogLevel(level) => self.logging.set_level(level),
             Action::SetWatch(on) => self.watch(on),
+            Action::SetControl(control) => {
+                if let Err(e) = self.control.permit(control.mode, control.group.as_deref()) {
+                    error!("{e}");
+                }
+            }
             Action::Notify(notice) => self.notify(notice),
             Action::Exit(exit) => return Some(exit),
         }
@@ -105,7 +113,14 @@ impl Effects {
                     watcher.has_read(&content);
                 }
                 self.seen = content;
-                read
+                match read {
+                    // Everything that can fail is to fail before the swap.
+                    FileRead::Right(config) => match self.control.may_permit(config.control.group.as_deref()) {
+                        Ok(()) => FileRead::Right(config),
+                        Err(e) => FileRead::Unreadable(e.to_string()),
+                    },
+                    read => read,
+                }
             }
         }
     }

@@ -83,7 +83,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     let mut signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
     let place = control_place(&start);
     let asked_for = &start.config.control;
-    let (door, our_socket) =
+    let (door, control) =
         socket::bind(&place, asked_for.mode, asked_for.group.as_deref()).map_err(|e| e.to_string())?;
     let door = tokio::net::UnixListener::from_std(door).map_err(kernel("the control socket cannot be used"))?;
     let (ask_sender, mut asks) = mpsc::channel::<Asked>(ASKS);
@@ -101,6 +101,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     let (probe_sender, mut probes) = mpsc::channel(OUTCOMES);
     let (changed_sender, mut changed) = mpsc::channel(1);
     let mut effects = Effects {
+        control,
         publisher,
         lines,
         prober: Prober::new(probe_sender),
@@ -133,7 +134,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
             break exit;
         }
         if let Some(ready) = ready.take() {
-            ready(&Ready { listening: &effects.held, control: our_socket.path() });
+            ready(&Ready { listening: &effects.held, control: effects.control.path() });
         }
         let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         events.push_back(tokio::select! {
@@ -163,7 +164,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     drop(asks); // the server writes the last answers, then returns
     let _ = timeout(LAST_WORDS, serving).await;
     effects.clear_up();
-    drop(our_socket);
+    drop(effects);
     match exit {
         Exit::Stopped => {
             info!("stopped");

@@ -91,6 +91,12 @@ impl Supervisor {
         if self.config.as_ref().is_none_or(|old| old.watch != config.watch) {
             out.push(Action::SetWatch(config.watch));
         }
+        if let Some(old) = self.config.as_ref().filter(|old| old.control != config.control) {
+            // The path itself takes effect at restart.
+            if (old.control.mode, &old.control.group) != (config.control.mode, &config.control.group) {
+                out.push(Action::SetControl(config.control.clone()));
+            }
+        }
         self.cells.settle(&config, now.micros);
         let notes = self.know(&config, now);
         self.config = Some(config);

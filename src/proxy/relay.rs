@@ -30,7 +30,7 @@ pub struct End {
     pub writable: bool,
     /// The peer has shut its side or the connection is broken: reads find the end without a further edge.
     pub fin: bool,
-    /// A write found that the peer is gone. Its last bytes are still read; what follows them is a reset, not an end.
+    /// The peer is found gone. Its last bytes are still read; what follows them is a reset, not an end.
     pub broken: bool,
 }
 
@@ -83,14 +83,16 @@ pub struct Flow {
     pub bytes: u64,
     /// What was read and not yet written. `None` while the reader keeps up, so an idle session owns no memory.
     held: Option<Box<Rest>>,
-    /// Whole writes in a row of full reads; the read size grows with them.
-    smooth: u8,
+    /// The last read found more than may be held.
+    bulk: bool,
     /// The sink has taken at least a byte: another sink could no longer be used.
     pub sent: bool,
     /// The source has no more bytes.
     pub ended: bool,
     /// The destination has been told so, or is gone.
     pub closed: bool,
+    /// The destination has every byte, and knows that it has.
+    pub whole: bool,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Flow {
             if self.ended {
                 if !source.broken {
                     socket::finish_writing(&sink.fd);
+                    self.whole = true;
                 }
                 self.closed = true;
                 return Ok(Step::Done);
@@ -148,31 +151,67 @@ impl Flow {
             if !source.readable || !sink.writable {
                 return Ok(Step::Wait); // never read what cannot be written
             }
-            let size = self.read_size(scratch.len(), memory);
-            match socket::read(&source.fd, &mut scratch[..size]) {
-                Ok(0) => self.ended = true,
+            match self.fill(source, sink, scratch, memory) {
+                Ok(0) => {}
                 Ok(n) => {
-                    // A short read has drained the socket: this saves the read that finds it empty, never the end.
-                    source.readable = n == size || source.fin;
                     self.bytes += n as u64;
-                    self.write(sink, &scratch[..n], n == size, memory);
+                    self.write(sink, &scratch[..n], memory);
                 }
-                Err(Errno::EAGAIN) => source.readable = false,
                 Err(e) => return Err(SourceLost(e)),
             }
         }
         Ok(Step::Yield)
     }
 
-    /// How much to read: what a stalled sink would leave us to hold must stay within bounds.
-    fn read_size(&self, most: usize, memory: &Memory) -> usize {
+    /// Reads as much as can be held or surely be written. More than may be held is read only into a sink that
+    /// has the room: asking it is a call more, made for bulk alone.
+    fn fill(&mut self, source: &mut End, sink: &End, scratch: &mut [u8], memory: &Memory) -> Result<usize, Errno> {
         if memory.held() >= memory.limit {
-            return FRUGAL;
+            self.bulk = false;
+            return self.read(source, &mut scratch[..FRUGAL]);
         }
-        most.min(HOLD << self.smooth)
+        let mut size = HOLD;
+        if self.bulk {
+            size = socket::send_room(&sink.fd).clamp(HOLD, scratch.len());
+        }
+        let mut n = self.read(source, &mut scratch[..size])?;
+        if n == HOLD && size == HOLD && !self.ended {
+            // A full buffer: there is more, and one write of it all is cheaper than two.
+            size = socket::send_room(&sink.fd).clamp(HOLD, scratch.len());
+            match self.read(source, &mut scratch[HOLD..size]) {
+                Ok(more) => n += more,
+                // These bytes go first. The kernel tells of the break once; from now on it looks like an end.
+                Err(_) => source.broken = true,
+            }
+        }
+        self.bulk = n > HOLD;
+        Ok(n)
     }
 
-    fn write(&mut self, sink: &mut End, bytes: &[u8], full: bool, memory: &Memory) {
+    /// Reads once; 0 where nothing came, the end or not.
+    fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> Result<usize, Errno> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        match socket::read(&source.fd, buffer) {
+            Ok(0) => {
+                self.ended = true;
+                Ok(0)
+            }
+            Ok(n) => {
+                // A short read has drained the socket: this saves the read that finds it empty, never the end.
+                source.readable = n == buffer.len() || source.fin;
+                Ok(n)
+            }
+            Err(Errno::EAGAIN) => {
+                source.readable = false;
+                Ok(0)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn write(&mut self, sink: &mut End, bytes: &[u8], memory: &Memory) {
         let written = match socket::write(&sink.fd, bytes) {
             Ok(n) => n,
             Err(Errno::EAGAIN) => 0,
@@ -183,10 +222,9 @@ impl Flow {
         };
         self.sent |= written > 0;
         if written == bytes.len() {
-            self.smooth = if full { (self.smooth + 1).min(2) } else { self.smooth };
             return;
         }
-        self.smooth = 0;
+        self.bulk = false;
         sink.writable = false;
         self.hold(&bytes[written..], memory);
     }
@@ -237,7 +275,7 @@ impl Flow {
     /// Makes a flow whose sink was lost before its first byte ready for another one.
     pub fn reopen(&mut self) {
         self.closed = false;
-        self.smooth = 0;
+        self.bulk = false;
     }
 
     /// Gives the held bytes up. Must be called before a flow is dropped, or its bytes stay counted.

@@ -251,7 +251,10 @@ impl Worker {
             _ => true,
         };
         if cut {
-            socket::reset_on_close(&session.client.fd);
+            // A whole answer must not be swept away unread because the request behind it could not be delivered.
+            if !(cause == Cause::Server && session.down.whole) {
+                socket::reset_on_close(&session.client.fd);
+            }
             if let Some(server) = &session.server {
                 socket::reset_on_close(&server.fd);
             }

@@ -159,23 +159,19 @@ impl Session {
         if server.broken && untouched && self.down.bytes == 0 {
             return Next::Redial(Errno::ECONNRESET);
         }
+        // Of a peer that is gone the last bytes have been passed on.
+        if self.client.broken && self.up.closed {
+            return Next::End(Cause::Client, Phase::Data);
+        }
+        if server.broken && self.down.closed {
+            return Next::End(Cause::Server, Phase::Data);
+        }
         match (up, down) {
-            (Step::Done, Step::Done) => Next::End(self.blame(), Phase::Data),
+            (Step::Done, Step::Done) => Next::End(Cause::Normal, Phase::Data),
             (Step::Yield, _) | (_, Step::Yield) => Next::Again,
             // The client went while we wrote to it: what it sent before is still to be passed on.
             (Step::Wait, _) if self.client.broken && self.client.readable => Next::Again,
             _ => Next::Wait,
-        }
-    }
-
-    /// Who ended a session both of whose directions are over.
-    fn blame(&self) -> Cause {
-        if self.client.broken {
-            Cause::Client
-        } else if self.server.as_ref().is_some_and(|s| s.broken) {
-            Cause::Server
-        } else {
-            Cause::Normal
         }
     }
 

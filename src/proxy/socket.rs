@@ -131,6 +131,24 @@ fn uninterrupted(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<usize
     }
 }
 
+/// Bytes that a write would surely take whole now; 0 where the kernel does not tell (SO_MEMINFO, Linux 4.12).
+pub fn send_room(fd: &OwnedFd) -> usize {
+    const SNDBUF: usize = 3; // SK_MEMINFO_SNDBUF, linux/sock_diag.h
+    const QUEUED: usize = 5; // SK_MEMINFO_WMEM_QUEUED
+    const ALLOCATED: usize = 2; // SK_MEMINFO_WMEM_ALLOC: what Unix sockets count
+    let mut info = [0u32; 9];
+    let mut length = mem::size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is writable for `length` bytes; the kernel writes at most that many.
+    let asked = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    if asked != 0 {
+        return 0;
+    }
+    let free = info[SNDBUF].saturating_sub(info[QUEUED].max(info[ALLOCATED])) as usize;
+    free - free / 4 // the kernel counts its own overhead too
+}
+
 /// Tells the peer that no more bytes come. A peer that is gone already is no error: its reads will say so.
 pub fn finish_writing(fd: &OwnedFd) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);

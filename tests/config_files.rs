@@ -9,7 +9,7 @@ fn folder() -> PathBuf {
 }
 
 fn read(name: &str) -> String {
-    std::fs::read_to_string(folder().join(name)).unwrap()
+    std::fs::read_to_string(folder().join(name)).expect("the file is in the tree")
 }
 
 fn load(text: &str) -> Config {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::cross;
 use super::defaults;
-use super::file::{self, Node, Value};
+use super::file::{self, File, Node, Value};
 use super::keys;
 use super::model::*;
 use super::place;
@@ -23,21 +23,19 @@ impl Config {
     /// # Errors
     /// Every problem of the file, in its order.
     pub fn parse(text: impl AsRef<[u8]>) -> Result<Config, Vec<Problem>> {
-        let file = file::read(text.as_ref());
-        let mut reader = Reader::new(file.truncated);
-        for (at, message) in &file.problems {
-            reader.report(*at, "", message);
-        }
-        let config = match &file.root {
-            Some(root) if !matches!(*root.value, Value::Null) => whole(&mut reader, root),
-            _ => None,
-        };
-        let problems = reader.finish();
-        match config {
+        let (file, problems) = file::read(text.as_ref(), |file| check(file).1);
+        match check(&file).0 {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(problems),
         }
     }
+}
+
+fn check(file: &File) -> (Option<Config>, Vec<Problem>) {
+    let mut reader = Reader::new(file.lost_from);
+    let root = file.root.as_ref().filter(|root| !matches!(*root.value, Value::Null));
+    let config = root.and_then(|root| whole(&mut reader, root));
+    (config, reader.finish())
 }
 
 fn whole(r: &mut Reader, root: &Node) -> Option<Config> {

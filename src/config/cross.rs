@@ -9,6 +9,7 @@ use super::keys::nearest;
 use super::place;
 use super::pool::PoolDraft;
 use super::reader::{Placed, Reader, list};
+use super::stray::NAMELESS;
 use super::value::clip;
 use crate::words::Address;
 
@@ -19,7 +20,9 @@ pub(super) fn check(
     pools: Option<&[PoolDraft]>,
     control_socket: Option<&Path>,
 ) {
-    if let Some(pools) = pools.filter(|_| !r.truncated) {
+    // A pool whose name is missing may be the one that a listener means.
+    let complete = |pools: &&[PoolDraft]| r.is_whole() && pools.iter().all(|pool| pool.written != NAMELESS);
+    if let Some(pools) = pools.filter(complete) {
         unknown_pools(r, listeners, pools);
     }
     let binds: Vec<_> = listeners.iter().filter(|l| !l.repeated).flat_map(|l| &l.binds).collect();

@@ -18,6 +18,8 @@ pub struct Keys {
     pub later: &'static [&'static str],
     /// Words used elsewhere for a key of this mapping: what is written, what is meant.
     pub synonyms: &'static [(&'static str, &'static str)],
+    /// Words that are no key, and what to do instead.
+    pub advice: &'static [(&'static str, &'static str)],
 }
 
 /// A key, and what its value is.
@@ -77,6 +79,7 @@ pub static TOP: Keys = Keys {
         ("clusters", "pools"),
         ("logging", "log"),
     ],
+    advice: &[],
 };
 
 /// One listener.
@@ -103,6 +106,10 @@ pub static LISTENER: Keys = Keys {
         ("maxconn", "max_connections"),
         ("keep_alive", "keepalive"),
     ],
+    advice: &[
+        ("port", "write it in the address, as in `bind: \"0.0.0.0:8080\"`"),
+        ("name", "the name is the key above it; remove it"),
+    ],
 };
 
 /// TCP keepalive of a listener's sessions.
@@ -113,6 +120,7 @@ pub static KEEPALIVE: Keys = Keys {
     keys: &[value("idle"), value("interval"), value("count")],
     later: &[],
     synonyms: &[("time", "idle"), ("probes", "count")],
+    advice: &[],
 };
 
 /// One pool.
@@ -145,6 +153,7 @@ pub static POOL: Keys = Keys {
         ("health", "health_check"),
         ("retry", "retries"),
     ],
+    advice: &[("name", "the name is the key above it; remove it")],
 };
 
 /// One backend written as a mapping.
@@ -160,6 +169,10 @@ pub static BACKEND: Keys = Keys {
         ("server", "address"),
         ("addr", "address"),
         ("maxconn", "max_connections"),
+    ],
+    advice: &[
+        ("port", "write it in the address, as in `address: \"10.0.0.7:8080\"`"),
+        ("name", "the name is the key above it; remove it"),
     ],
 };
 
@@ -189,6 +202,7 @@ pub static HEALTH_CHECK: Keys = Keys {
         ("unhealthy_threshold", "fall"),
         ("kind", "type"),
     ],
+    advice: &[],
 };
 
 /// Where sessions wait for a backend.
@@ -199,6 +213,7 @@ pub static QUEUE: Keys = Keys {
     keys: &[value("max"), value("timeout")],
     later: &[],
     synonyms: &[("size", "max"), ("length", "max"), ("max_connections", "max")],
+    advice: &[],
 };
 
 /// What takes effect at restart alone.
@@ -214,6 +229,7 @@ pub static PROCESS: Keys = Keys {
         ("worker_processes", "workers"),
         ("memory", "buffer_memory"),
     ],
+    advice: &[],
 };
 
 /// The control socket.
@@ -224,6 +240,7 @@ pub static CONTROL: Keys = Keys {
     keys: &[value("socket"), value("mode"), value("group")],
     later: &[],
     synonyms: &[("path", "socket"), ("permissions", "mode")],
+    advice: &[],
 };
 
 /// What is logged.
@@ -234,6 +251,7 @@ pub static LOG: Keys = Keys {
     keys: &[value("level"), value("connections")],
     later: &[],
     synonyms: &[("sessions", "connections"), ("severity", "level")],
+    advice: &[],
 };
 
 /// Every table.
@@ -254,6 +272,9 @@ impl Keys {
         let folded = fold(word);
         let synonym = self.synonyms.iter().find(|(other, _)| fold(other) == folded);
         let nearest = nearest(word, self.keys.iter().map(|key| key.name));
+        if let Some((_, advice)) = self.advice.iter().find(|(other, _)| *other == folded) {
+            return Guess::Advice(advice);
+        }
         if let Some((_, meant)) = synonym {
             return Guess::Meant(meant);
         }
@@ -274,7 +295,8 @@ impl Keys {
         homes
     }
 
-    fn holds(&self, other: &Keys) -> bool {
+    /// Whether a section or the elements of this mapping have that other table.
+    pub fn holds(&self, other: &Keys) -> bool {
         let mut sections = self.keys.iter().filter_map(|key| match key.holds {
             Holds::Value => None,
             Holds::Section(keys) | Holds::Named(keys) => Some(keys),
@@ -290,6 +312,8 @@ pub enum Guess {
     Later,
     /// This key of the same mapping.
     Meant(&'static str),
+    /// No key, and what to do instead.
+    Advice(&'static str),
     /// A key of another mapping.
     Elsewhere,
     /// No idea.

@@ -63,6 +63,10 @@ fn slip(text: &str, any: &str) -> Option<String> {
     if let Some(port) = trimmed.strip_prefix("localhost:").filter(|port| is_port(port)) {
         return says("has a host name, which lbd does not resolve", format!("127.0.0.1:{port}"));
     }
+    let bare = trimmed.trim_matches(['"', '\'', ',', ';', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']);
+    if bare != trimmed && bare.parse::<Address>().is_ok() {
+        return says("has a stray character at its end", bare.into());
+    }
     let joined: String = trimmed.chars().filter(|c| !c.is_whitespace()).collect();
     if joined.len() != text.len() && joined.parse::<Address>().is_ok() {
         return says("has a space in it", joined);

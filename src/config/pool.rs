@@ -88,7 +88,7 @@ struct BackendDraft {
 fn backends(r: &mut Reader, item: Item<'_>) -> Option<(Vec<Backend>, Vec<Placed<Address>>)> {
     let named = r.named(item, &keys::BACKEND)?;
     let mut drafts: Vec<_> = named.iter().map(|element| backend(r, item.path, element)).collect();
-    if drafts.iter().all(|draft| draft.weight.is_some_and(|weight| weight.value() == 0)) && !r.truncated {
+    if drafts.iter().all(|draft| draft.weight.is_some_and(|weight| weight.value() == 0)) && r.is_whole() {
         let message = "every backend has weight 0, so none takes a session; give one a weight of 1 or more";
         r.report(item.path.key_at, item.path, message);
     }

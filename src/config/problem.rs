@@ -30,6 +30,14 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
+    pub(super) fn new(at: Pos, path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { line: at.line, column: at.column, path: path.into(), message: message.into() }
+    }
+
+    pub(super) fn at(&self) -> Pos {
+        Pos { line: self.line, column: self.column }
+    }
+
     /// The problem on one line, as compilers write it: `FILE:LINE:COLUMN: path: message`.
     pub fn one_line(&self, file: &str) -> String {
         format!("{file}:{self}")
@@ -42,24 +50,18 @@ pub fn render(problems: &[Problem], file: &str, text: &[u8], colour: bool) -> St
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let text = String::from_utf8_lossy(text);
     let source = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let mut lines = Vec::new();
-    let mut from = 0;
-    for line in source.split_inclusive('\n') {
-        lines.push((from, line));
-        from += line.len();
-    }
+    let lines: Vec<&str> = source.lines().collect();
     let shown = problems.iter().map(|problem| {
-        let (start, line) = lines.get(problem.line as usize - 1).copied().unwrap_or((source.len(), ""));
+        let line = lines.get((problem.line as usize).saturating_sub(1)).copied().unwrap_or_default();
         let title = match problem.path.as_str() {
             "" => problem.message.clone(),
             path => format!("{path}: {}", problem.message),
         };
-        let span = word_at(line, problem.column as usize - 1);
+        let span = word_at(line, (problem.column as usize).saturating_sub(1));
         let snippet = Snippet::source(line)
             .line_start(problem.line as usize)
             .path(file)
             .annotation(AnnotationKind::Primary.span(span));
-        let _ = start;
         renderer.render(&[Level::ERROR.primary_title(title).element(snippet)])
     });
     shown.collect::<Vec<_>>().join("\n\n")

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use super::file::{Entry, Node, Value};
 use super::keys::{Guess, Keys};
 use super::problem::{Pos, Problem};
+use super::stray::joined;
 use super::value::{clip, found};
 use crate::words::NameError;
 
@@ -37,7 +38,10 @@ impl fmt::Display for Path<'_> {
         if let Some(parent) = self.parent.filter(|parent| !parent.key.is_empty()) {
             write!(f, "{parent}.")?;
         }
-        f.write_str(&clip(self.key))
+        match self.parent {
+            Some(_) if self.key.is_empty() => f.write_str("\"\""),
+            _ => f.write_str(&clip(self.key)),
+        }
     }
 }
 
@@ -51,7 +55,7 @@ pub(super) struct Item<'a> {
 /// A mapping whose keys are those of a table, each once.
 pub(super) struct Fields<'a> {
     path: &'a Path<'a>,
-    entries: Vec<(&'static str, &'a Entry)>,
+    entries: Vec<(&'static str, Entry)>,
 }
 
 impl Fields<'_> {
@@ -69,31 +73,35 @@ pub(super) struct Reader {
     missing: Vec<(String, &'static str, usize)>,
     /// Keys that stand in a wrong mapping: that mapping, the key.
     astray: Vec<(String, String)>,
-    /// The rest of the file could not be read: nothing is missing for certain.
-    pub truncated: bool,
+    /// The line from which on the file could not be read: nothing is missing for certain.
+    lost_from: Option<u32>,
 }
 
 /// More problems than anybody reads; bounds the memory that a file of garbage takes.
 const MAX_PROBLEMS: usize = 1000;
 
 impl Reader {
-    pub fn new(truncated: bool) -> Self {
-        Self { truncated, ..Self::default() }
+    pub fn new(lost_from: Option<u32>) -> Self {
+        Self { lost_from, ..Self::default() }
+    }
+
+    /// Whether the whole file could be read.
+    pub fn is_whole(&self) -> bool {
+        self.lost_from.is_none()
     }
 
     /// Notes a problem.
     pub fn report(&mut self, at: Pos, path: impl fmt::Display, message: impl Into<String>) {
-        if self.problems.len() < MAX_PROBLEMS {
-            let (path, message) = (path.to_string(), message.into());
-            self.problems.push(Problem { line: at.line, column: at.column, path, message });
+        if self.problems.len() < MAX_PROBLEMS && self.lost_from.is_none_or(|line| at.line < line) {
+            self.problems.push(Problem::new(at, path.to_string(), message));
         }
     }
 
     /// Notes that a mapping lacks a key.
     fn report_missing(&mut self, path: &Path<'_>, key: &'static str, example: &str) {
-        if !self.truncated && self.problems.len() < MAX_PROBLEMS {
+        if self.is_whole() && self.problems.len() < MAX_PROBLEMS {
             self.missing.push((path.to_string(), key, self.problems.len()));
-            self.report(path.key_at, path.then(key, path.key_at), format!("the key is missing; write \"{example}\""));
+            self.report(path.key_at, path.then(key, path.key_at), format!("the key is missing; write `{example}`"));
         }
     }
 
@@ -101,9 +109,9 @@ impl Reader {
     pub fn finish(mut self) -> Vec<Problem> {
         self.forgive_missing();
         self.problems.retain(|problem| !problem.message.is_empty());
-        self.problems.sort_by_key(|a| (a.line, a.column));
+        self.problems.sort_by_key(Problem::at);
         // What an alias names is seen once for each use.
-        self.problems.dedup_by(|b, a| (a.line, a.column, &a.message) == (b.line, b.column, &b.message));
+        self.problems.dedup_by(|b, a| (a.at(), &a.message) == (b.at(), &b.message));
         self.problems
     }
 
@@ -123,6 +131,14 @@ impl Reader {
     pub fn fields<'a>(&mut self, item: Item<'a>, keys: &'static Keys) -> Option<Fields<'a>> {
         let Value::Map(entries) = &*item.node.value else {
             let keys = list(keys.keys.iter().map(|key| key.name));
+            if let Value::Null = &*item.node.value {
+                self.report(
+                    item.node.at,
+                    item.path,
+                    format!("nothing stands in it; write one of its keys ({keys}) or remove it"),
+                );
+                return None;
+            }
             self.report(
                 item.node.at,
                 item.path,
@@ -132,16 +148,26 @@ impl Reader {
         };
         let mut fields = Fields { path: item.path, entries: Vec::new() };
         let mut meant = Vec::new();
+        let mut repeats = 0;
         let mut seen = HashMap::new();
-        for entry in entries {
-            let Some(name) = self.key_of(entry, item.path) else { continue };
+        for entry in self.gathered(item.path, keys, entries) {
+            let entry = self.spaced(item.path, keys, entry);
+            let Some(name) = self.key_of(&entry, item.path) else { continue };
             let path = item.path.then(name, entry.key.at);
-            if let Some(first) = seen.insert(name, entry.key.at) {
-                seen.insert(name, first);
+            let first = *seen.entry(name.to_owned()).or_insert(entry.key.at);
+            if first != entry.key.at {
                 self.report_repeated(&path, first);
+                let own = fields.entries.iter_mut().find(|(key, _)| *key == name).map(|(_, own)| own);
+                // Joining takes time by the square: a few are slips, many are garbage.
+                repeats += 1;
+                if let Some(own) = own.filter(|_| repeats < 10)
+                    && let Some(joined) = joined(own, &entry)
+                {
+                    *own = joined;
+                }
             } else if let Some(key) = keys.find(name) {
                 fields.entries.push((key.name, entry));
-            } else if let Some(key) = self.unknown(&path, keys, &entry.value) {
+            } else if let Some(key) = self.unknown(&path, keys) {
                 meant.push((key, entry));
             }
         }
@@ -171,7 +197,10 @@ impl Reader {
     }
 
     /// Reports a key that the mapping does not have, and returns the one it was meant to be.
-    fn unknown(&mut self, path: &Path<'_>, keys: &'static Keys, value: &Node) -> Option<&'static str> {
+    fn unknown(&mut self, path: &Path<'_>, keys: &'static Keys) -> Option<&'static str> {
+        if self.problems.len() >= MAX_PROBLEMS {
+            return None;
+        }
         let word = clip(path.key);
         let mut meant = None;
         let message = match keys.guess(path.key) {
@@ -180,18 +209,27 @@ impl Reader {
                 meant = Some(key);
                 format!("unknown key \"{word}\"; did you mean \"{key}\"?")
             }
+            Guess::Advice(advice) => format!("\"{word}\" is no key of {}; {advice}", keys.what),
             Guess::Elsewhere => {
-                let place = path.parent.map(Path::to_string).unwrap_or_default();
-                self.astray.push((place, path.key.into()));
+                if let Some(parent) = path.parent {
+                    self.stray(parent, path.key);
+                }
                 format!("\"{word}\" does not belong in {}; it is {}", keys.what, homes(keys, path.key))
             }
-            Guess::Unknown => unspaced(path.key, keys, value).unwrap_or_else(|| {
+            Guess::Unknown => {
                 let known = list(keys.keys.iter().map(|key| key.name));
                 format!("unknown key \"{word}\"; {} has the keys {known}", keys.what)
-            }),
+            }
         };
         self.report(path.key_at, path, message);
         meant
+    }
+
+    /// Notes that a key stands in a mapping where it does not belong.
+    pub fn stray(&mut self, mapping: &Path<'_>, key: &str) {
+        if self.astray.len() < MAX_PROBLEMS {
+            self.astray.push((mapping.to_string(), key.into()));
+        }
     }
 
     /// The value of a key, if it is there and right.
@@ -219,24 +257,24 @@ impl Reader {
     pub fn named(&mut self, item: Item<'_>, keys: &'static Keys) -> Option<Vec<Element>> {
         let entries = match &*item.node.value {
             Value::Map(entries) if !entries.is_empty() => entries,
-            Value::Map(_) | Value::Null if self.truncated => return None,
+            Value::Map(_) | Value::Null if !self.is_whole() => return None,
             Value::Map(_) | Value::Null => {
-                let message = format!("there is none; write at least one, such as \"{}\"", keys.example);
+                let message = format!("there is none; write at least one, such as `{}`", keys.example);
                 self.report(item.node.at, item.path, message);
                 return None;
             }
             _ => {
                 let found = found(item.node);
-                let message = format!("expected a mapping of names, such as \"{}\", found {found}", keys.example);
+                let message = format!("expected a mapping of names, such as `{}`, found {found}", keys.example);
                 self.report(item.node.at, item.path, message);
                 return None;
             }
         };
         let mut seen = HashMap::new();
         let mut elements = Vec::new();
-        for entry in entries {
+        for entry in &self.sorted_out(item.path, keys, entries) {
             let Some(name) = self.key_of(entry, item.path) else { continue };
-            let first = *seen.entry(name).or_insert(entry.key.at);
+            let first = *seen.entry(name.to_owned()).or_insert(entry.key.at);
             let repeated = first != entry.key.at;
             if repeated {
                 self.report_repeated(&item.path.then(name, entry.key.at), first);
@@ -292,13 +330,6 @@ impl<T, F: FnOnce(&mut Reader, Item<'_>) -> Option<T>> Read<T> for F {
     fn read(self, reader: &mut Reader, item: Item<'_>) -> Option<T> {
         self(reader, item)
     }
-}
-
-/// `pool:web` is a key without a value until a space follows the colon.
-fn unspaced(word: &str, keys: &Keys, value: &Node) -> Option<String> {
-    let (key, rest) = word.split_once(':')?;
-    keys.find(key).filter(|_| matches!(*value.value, Value::Null))?;
-    Some(format!("a space is missing after \"{key}:\"; write \"{key}: {}\"", clip(rest)))
 }
 
 fn homes(from: &Keys, word: &str) -> String {

@@ -102,6 +102,7 @@ pub(super) fn number(min: u64, max: u64) -> impl Fn(&Node) -> Result<u64, String
         }
         match digits.parse::<u64>() {
             Ok(value) if (min..=max).contains(&value) => Ok(value),
+            Ok(value) if value > max => Err(format!("{digits} is out of range; write at most {max}")),
             Ok(_) => Err(format!("{digits} is out of range; write {expected}")),
             Err(_) if matches!(kind(scalar), Kind::Number) => {
                 Err(format!("{} is out of range; write {expected}", clip(digits))).map_err(|out: String| {
@@ -131,7 +132,7 @@ pub(super) fn one_of<T: Copy>(
     move |node| {
         let names = || words.iter().map(|(word, _)| *word);
         let all = names().collect::<Vec<_>>().join(", ");
-        let expected = format!("one of {all}");
+        let expected = if words.len() == 1 { all.clone() } else { format!("one of {all}") };
         let word = scalar(node, &expected)?.text.as_str();
         if let Some((_, value)) = words.iter().find(|(name, _)| *name == word) {
             return Ok(*value);
@@ -155,10 +156,10 @@ const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) fn duration(min: Duration) -> impl Fn(&Node) -> Result<Duration, String> {
     move |node| {
         let text = scalar(node, "a duration such as 250ms, 5s or 10m")?.text.trim();
-        let value = parse_duration(text)?;
+        let value = if text == "0" && !min.is_zero() { Duration::ZERO } else { parse_duration(text)? };
         if value < min {
             return Err(match value.is_zero() {
-                true => format!("0 makes no sense here; write at least {}", spell(min)),
+                true => format!("0 makes no sense here; write at least {}, such as 5s", spell(min)),
                 false => format!("{text} is too short; write at least {}", spell(min)),
             });
         }
@@ -287,6 +288,7 @@ pub(super) fn size(min: u64, max: u64) -> impl Fn(&Node) -> Result<u64, String> 
                 Some('k') => format!("{number}KiB"),
                 Some('m') => format!("{number}MiB"),
                 Some('g') => format!("{number}GiB"),
+                None if number < 1 << 20 => format!("{number}KiB or {number}MiB"),
                 Some('b') | None => spell_size(number),
                 _ => return Err(format!("\"{shown}\" has an unknown unit; write B, KiB, MiB or GiB")),
             };

@@ -1,0 +1,152 @@
+//! Reads on where the syntax or the indentation is at fault: of the edits that may undo the slip it takes those that
+//! leave the fewest problems, because one slip is likelier than many. What a slip looks like is left to `syntax.rs` and `depth.rs`.
+
+use std::collections::HashSet;
+
+use super::file::{Fault, File};
+use super::mend::{Edit, Mended, Slip};
+use super::problem::Problem;
+use super::{depth, syntax, tree};
+
+/// The longest text that is repaired: longer ones are written by programs.
+const MAX_LENGTH: usize = 64 * 1024;
+/// What may be read in all attempts together, in bytes: a tenth of a second.
+const MAX_READ: usize = 4 * 1024 * 1024;
+/// The most attempts, however short the text is.
+const MAX_ATTEMPTS: usize = 300;
+/// How many of the candidates for a slip are followed to the end.
+const FOLLOWED: usize = 3;
+
+/// Reads a text, as repaired as it can be, with every problem of it.
+pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Vec<Problem>) -> (File, Vec<Problem>) {
+    let attempts = if text.len() <= MAX_LENGTH { (MAX_READ / (text.len() + 1)).min(MAX_ATTEMPTS) } else { 0 };
+    let mut repair = Repair { check, attempts, seen: HashSet::from([text.to_owned()]) };
+    let first = repair.reading(Mended::new(text), Vec::new(), 0);
+    let best = repair.settle(first);
+    let problems = best.told();
+    (best.file, problems)
+}
+
+struct Repair<'a> {
+    check: &'a dyn Fn(&File) -> Vec<Problem>,
+    attempts: usize,
+    /// Texts that were read already.
+    seen: HashSet<String>,
+}
+
+/// A text read with some slips undone.
+struct Reading {
+    file: File,
+    /// Why the text could not be read to its end.
+    fault: Option<Fault>,
+    slips: Vec<Problem>,
+    /// How unlikely the edits are that undid them.
+    edits: usize,
+    /// What is wrong beside the slips.
+    problems: Vec<Problem>,
+    /// How many problems stand where slips were undone.
+    hidden: usize,
+}
+
+impl Repair<'_> {
+    /// The best reading that can be had by undoing more slips.
+    fn settle(&mut self, reading: Reading) -> Reading {
+        let text = &reading.file.text.text;
+        let (candidates, given_up) = match &reading.fault {
+            Some(fault) => {
+                let candidates = syntax::slips(text, fault);
+                let given_up = candidates.first().cloned();
+                (candidates, given_up)
+            }
+            // One problem needs no other explanation.
+            None if reading.problems.len() < 2 => return reading,
+            None => (depth::depths(text, reading.problems.iter().map(|problem| problem.line)), None),
+        };
+        let mut children = Vec::new();
+        for slip in candidates {
+            let mended = reading.file.text.with(&slip.edits);
+            if self.attempts == 0 || !self.seen.insert(mended.text.clone()) {
+                continue;
+            }
+            self.attempts -= 1;
+            children.extend(self.child(&reading, &slip, mended));
+        }
+        children.sort_by_key(Reading::cost);
+        let least = reading.slips.len() + 1;
+        let mut best = self.abandoned(reading, given_up);
+        for child in children.into_iter().take(FOLLOWED) {
+            let (unread, told, ..) = best.cost();
+            if unread == 0 && told <= child.slips.len().max(least) {
+                break;
+            }
+            let settled = self.settle(child);
+            if settled.cost() < best.cost() {
+                best = settled;
+            }
+        }
+        best
+    }
+
+    /// What comes of undoing a slip, if that leads further.
+    fn child(&self, reading: &Reading, slip: &Slip, mended: Mended) -> Option<Reading> {
+        let mut slips = reading.slips.clone();
+        slips.push(Problem::new(reading.file.text.origin(slip.at), "", &slip.message));
+        let mut child = self.reading(mended, slips, reading.edits + slip.edits.iter().map(Edit::weight).sum::<usize>());
+        let path = child.file.path_at(slip.at);
+        if let Some(told) = child.slips.last_mut() {
+            told.path = path;
+        }
+        match (&reading.fault, &child.fault) {
+            (Some(fault), next) => next.as_ref().is_none_or(|next| next.at.line > fault.at.line),
+            // Where YAML sees no fault, an edit explains problems away or it is none: it must not hide or make any.
+            (None, next) => {
+                let makes_none = || child.problems.iter().all(|problem| reading.problems.contains(problem));
+                next.is_none() && child.hidden <= reading.hidden && makes_none()
+            }
+        }
+        .then_some(child)
+    }
+
+    fn reading(&self, text: Mended, slips: Vec<Problem>, edits: usize) -> Reading {
+        let (file, fault) = match depth::odd_space(&text.text) {
+            Some(fault) => (File::default(), Some(fault)),
+            None => tree::build(&text.text),
+        };
+        let lost_from = fault.as_ref().map(|fault| fault.last.line);
+        let file = File { text, lost_from, ..file };
+        let mut problems = (self.check)(&file);
+        problems.extend(file.problems.iter().map(|(at, message)| Problem::new(*at, "", message)));
+        for problem in &mut problems {
+            let at = file.text.origin(problem.at());
+            (problem.line, problem.column) = (at.line, at.column);
+        }
+        // What an undone slip leaves at its own place is no problem of its own.
+        let all = problems.len();
+        problems.retain(|problem| slips.iter().all(|slip| slip.at() != problem.at()));
+        let hidden = all - problems.len();
+        Reading { file, fault, slips, edits, problems, hidden }
+    }
+
+    /// The reading with a fault that nobody can undo told as it is.
+    fn abandoned(&self, mut reading: Reading, slip: Option<Slip>) -> Reading {
+        if let Some(slip) = slip {
+            let at = reading.file.text.origin(slip.at);
+            reading.problems.push(Problem::new(at, "", slip.message));
+        }
+        reading
+    }
+}
+
+impl Reading {
+    /// The less the better: lines that could not be read, problems in all, problems behind slips, unlikely edits.
+    fn cost(&self) -> (u32, usize, usize, usize) {
+        let unread = self.fault.as_ref().map_or(0, |fault| u32::MAX - fault.at.line);
+        (unread, self.slips.len() + self.problems.len(), self.hidden, self.edits)
+    }
+
+    fn told(&self) -> Vec<Problem> {
+        let mut told: Vec<Problem> = self.slips.iter().chain(&self.problems).cloned().collect();
+        told.sort_by_key(Problem::at);
+        told
+    }
+}

@@ -1,0 +1,265 @@
+//! What a text that is no YAML was meant to be. A parser says where it stumbled; here is what the operator likely did,
+//! where, and the edits that might undo it, so that the rest of the file can be checked in the same pass. Which of the
+//! candidates is right is decided by `mend.rs`.
+
+use super::file::Fault;
+use super::lines::{Lines, bare_value, indent, is_idle, place};
+use super::mend::{Edit, Slip};
+use super::problem::Pos;
+use super::value::clip;
+
+/// The slips that may be behind a fault, the likeliest first; at least one.
+pub(super) fn slips(text: &str, fault: &Fault) -> Vec<Slip> {
+    let lines = Lines(text.lines().collect());
+    let mut slips = Vec::new();
+    if !fault.ours {
+        let words = fault.words.as_str();
+        let says = |word: &str| words.contains(word);
+        slips.extend(lines.tabs(fault.at.line));
+        if says("anchor") || says("unexpected character") {
+            slips.extend(lines.special_character(fault.at));
+        }
+        if says("quoted scalar") || says("trailing content") || words == HIDDEN_KEY {
+            slips.extend(lines.quotes(fault.at, words));
+            // The quote that swallowed the lines between.
+            if fault.last.line < fault.at.line {
+                slips.extend(lines.quotes(lines.quote_from(fault.last), HIDDEN_KEY));
+            }
+        }
+        if says("bracket") || says("expected node content") {
+            slips.extend(lines.one_too_many(fault.at));
+        }
+        slips.extend(lines.bare_ipv6(fault.at.line));
+        slips.extend(lines.open_bracket(fault));
+        if says("simple key expect")
+            || says("mapping values")
+            || says("expected key")
+            || says("comment")
+            || words == HIDDEN_KEY
+        {
+            slips.extend(lines.no_colon(fault));
+        }
+        slips.extend(lines.two_colons(fault));
+        slips.extend(lines.dash(fault.at.line));
+        slips.extend(lines.indentation(fault.at.line));
+        slips.extend(lines.below(fault.at.line).into_iter().flat_map(|n| lines.indentation(n)));
+    }
+    if slips.is_empty() {
+        let message = if fault.ours { fault.words.clone() } else { format!("this is not YAML: {}", fault.words) };
+        slips.push(Slip { at: fault.at, message, edits: Vec::new() });
+    }
+    slips
+}
+
+/// The words of a fault that the parser does not see: a text where a key is likely meant.
+pub(super) const HIDDEN_KEY: &str =
+    "a text over several lines, or on a line of its own; write it behind its key, in quotes";
+
+impl Lines<'_> {
+    /// `*:80`, `@name`: a character that YAML keeps for itself begins the value.
+    fn special_character(&self, at: Pos) -> Vec<Slip> {
+        let start = at.column as usize - 1;
+        let rest: String = self.line(at.line).chars().skip(start).collect();
+        let value = bare_value(&rest);
+        let Some(first) = value.chars().next() else { return Vec::new() };
+        if let Some(port) = value.strip_prefix("*:") {
+            let message = format!("\"*\" is no address; write 0.0.0.0:{} for every IPv4 address", clip(port));
+            return vec![Slip { at, message, edits: vec![Edit::replace(at.line, start, 1, "0.0.0.0")] }];
+        }
+        let message = match first {
+            '*' => format!("no anchor &{} stands above; define it, or put the text in quotes", clip(&value[1..])),
+            _ => format!("a value cannot begin with {first:?}; put it in quotes: \"{}\"", clip(value)),
+        };
+        vec![Slip { at, message, edits: quoted(at.line, start, value) }]
+    }
+
+    fn quotes(&self, at: Pos, words: &str) -> Vec<Slip> {
+        let line = self.line(at.line);
+        let start = at.column as usize - 1;
+        let rest: String = line.chars().skip(start).collect();
+        if words.contains("escape") {
+            let Some(column) = bad_escape(&rest) else { return Vec::new() };
+            let at = place(at.line, start + column);
+            let message =
+                "an unknown escape in double quotes; write \\\\ for a backslash, or single quotes around the text";
+            return vec![Slip {
+                at,
+                message: message.into(),
+                edits: vec![Edit::insert(at.line, start + column, "\\")],
+            }];
+        }
+        if words.contains("trailing content") {
+            if rest.starts_with(',') {
+                let message = "a comma after the value; entries on lines of their own have none: remove it";
+                return vec![Slip { at, message: message.into(), edits: vec![Edit::replace(at.line, start, 1, "")] }];
+            }
+            let message = "something follows the closing quote; write a comma or a new line between two values, and \\\" for a quote inside quotes";
+            let edits = vec![Edit::insert(at.line, start, ", ")];
+            return vec![Slip { at, message: message.into(), edits }];
+        }
+        let Some(quote @ ('"' | '\'')) = rest.chars().next() else { return Vec::new() };
+        let text = &rest[1..];
+        let message = format!("the quote is not closed; write {quote} after the text too");
+        let ends = [text.find(','), text.find('}'), text.find(']'), text.find(if quote == '"' { '\'' } else { '"' })];
+        let ends = ends.into_iter().flatten().chain([bare_value(text).len()]);
+        let closed = ends.map(|end| {
+            let column = start + 1 + text[..end].trim_end().chars().count();
+            vec![Edit::insert(at.line, column, &quote.to_string())]
+        });
+        let edits = closed.chain([vec![Edit::replace(at.line, start, 1, "")]]);
+        edits.map(|edits| Slip { at, message: message.clone(), edits }).collect()
+    }
+
+    /// The first quote from a place on, on its line.
+    fn quote_from(&self, at: Pos) -> Pos {
+        let rest = self.line(at.line).chars().skip(at.column as usize - 1);
+        let ahead = rest.take_while(|c| !matches!(c, '"' | '\'')).count();
+        Pos::new(at.line as usize, at.column as usize + ahead)
+    }
+
+    fn one_too_many(&self, at: Pos) -> Option<Slip> {
+        let column = at.column as usize - 1;
+        let c = self.line(at.line).chars().nth(column).filter(|c| matches!(c, '}' | ']' | ','))?;
+        let message = format!("one \"{c}\" too many; remove it");
+        Some(Slip { at, message, edits: vec![Edit::replace(at.line, column, 1, "")] })
+    }
+
+    /// `bind: [::]:80`: the brackets begin a list unless they are quoted.
+    fn bare_ipv6(&self, number: u32) -> Option<Slip> {
+        let line = self.line(number);
+        let close =
+            line.match_indices("]:").find(|(index, _)| line[index + 2..].starts_with(|c: char| c.is_ascii_digit()))?.0;
+        let open = line[..close].rfind('[')?;
+        if line[..open].ends_with(['"', '\'']) || !line[open + 1..close].contains(':') {
+            return None;
+        }
+        let length = line[close + 2..].find(|c: char| !c.is_ascii_digit()).unwrap_or(line.len() - close - 2);
+        let value = &line[open..close + 2 + length];
+        let column = line[..open].chars().count();
+        let message = format!("an IPv6 address stands in quotes, else [ begins a list; write \"{}\"", clip(value));
+        Some(Slip { at: place(number, column), message, edits: quoted(number, column, value) })
+    }
+
+    /// `{ a: 1` or `{ a: 1 b: 2 }`.
+    fn open_bracket(&self, fault: &Fault) -> Vec<Slip> {
+        let Some(open) = fault.open else { return Vec::new() };
+        let line = self.line(open.line);
+        let close = match line.chars().nth(open.column as usize - 1) {
+            Some('{') => "}",
+            Some('[') => "]",
+            _ => return Vec::new(),
+        };
+        let mut slips = Vec::new();
+        if fault.last.line == fault.at.line {
+            // The value before has swallowed the next key.
+            let value: String = self.line(fault.last.line).chars().skip(fault.last.column as usize - 1).collect();
+            if let Some(space) = value.find(' ').filter(|&space| space + 1 < value.len()) {
+                let column = fault.last.column as usize - 1 + value[..space].chars().count();
+                let word = value[space..].trim_start().split([':', ' ']).next().unwrap_or_default();
+                let message = format!("a comma is missing before \"{}\"; write one between two entries", clip(word));
+                let at = place(fault.last.line, column);
+                slips.push(Slip { at, message, edits: vec![Edit::insert(at.line, column, ",")] });
+            }
+        }
+        let mut ends = vec![open.line];
+        ends.extend(self.above(fault.at.line).filter(|n| *n > open.line));
+        slips.extend(ends.into_iter().map(|n| {
+            let line = self.line(n);
+            let end = bare_value(line).trim_end_matches(',').trim_end().chars().count();
+            let message = format!("the bracket is not closed; write \"{close}\" at the end");
+            Slip { at: open, message, edits: vec![Edit::insert(n, end, close)] }
+        }));
+        slips
+    }
+
+    /// `pool:web`, `pool web`, `pool = web`, `pool`.
+    fn no_colon(&self, fault: &Fault) -> Vec<Slip> {
+        let mut numbers = vec![fault.last.line];
+        numbers.extend(self.above(fault.at.line));
+        numbers.push(fault.at.line);
+        numbers.extend(self.below(fault.at.line));
+        numbers.dedup();
+        numbers.into_iter().filter_map(|n| self.colonless(n)).collect()
+    }
+
+    fn colonless(&self, number: u32) -> Option<Slip> {
+        let line = self.line(number);
+        let content = bare_value(line.trim_start());
+        let lead = line.len() - line.trim_start().len();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let end = content.find(|c| !is_word(c)).unwrap_or(content.len());
+        let (key, rest) = content.split_at(end);
+        let before_value = &content[..content.find(['{', '[', '"', '\'']).unwrap_or(content.len())];
+        if key.is_empty() || key.starts_with('-') || before_value.contains(": ") || content.ends_with(':') {
+            return None;
+        }
+        let slip = |message: String, edit: Edit| Some(Slip { at: place(number, lead), message, edits: vec![edit] });
+        let value = clip(rest.trim_start_matches([':', '=', ';', ' ']));
+        if rest.starts_with(':') {
+            let message = format!("a space is missing after \"{key}:\"; write `{key}: {value}`");
+            return slip(message, Edit::insert(number, lead + end + 1, " "));
+        }
+        if let Some(equals) = rest.find(['=', ';']).filter(|&index| rest[..index].trim().is_empty()) {
+            let message = format!("a key is followed by a colon; write `{key}: {value}`");
+            return slip(message, Edit::replace(number, lead + end, equals + 1, ": "));
+        }
+        let message = match value.as_str() {
+            "" => format!("a colon is missing after \"{key}\"; write `{key}:`"),
+            _ => format!("a colon is missing after \"{key}\"; write `{key}: {value}`"),
+        };
+        slip(message, Edit::insert(number, lead + end, ":"))
+    }
+
+    /// `bind: 127.0.0.1: 80`: a second colon with a space.
+    fn two_colons(&self, fault: &Fault) -> Option<Slip> {
+        let line = self.line(fault.at.line);
+        let (key, value) = line.split_once(": ")?;
+        let value = bare_value(value);
+        if fault.last.line != fault.at.line || !value.contains(": ") || value.starts_with(['"', '\'', '{', '[']) {
+            return None;
+        }
+        let column = line.chars().count() - line[key.len() + 2..].chars().count();
+        let joined = value.replace(": ", ":");
+        let (written, edits) = if joined.parse::<crate::words::Address>().is_ok() {
+            (joined.clone(), vec![Edit::replace(fault.at.line, column, value.chars().count(), &joined)])
+        } else {
+            (format!("\"{value}\""), quoted(fault.at.line, column, value))
+        };
+        let message = format!(
+            "two keys on one line, or a value with a colon and a space in it; write `{}: {}`",
+            clip(key.trim()),
+            clip(&written)
+        );
+        Some(Slip { at: place(fault.at.line, column), message, edits })
+    }
+
+    /// A dash before the first of several keys.
+    fn dash(&self, number: u32) -> Option<Slip> {
+        let depth = indent(self.line(number));
+        let dash = (1..number).rev().filter(|&n| !is_idle(self.line(n))).find(|&n| indent(self.line(n)) <= depth)?;
+        let line = self.line(dash);
+        if indent(line) != depth || !line.trim_start().starts_with("- ") {
+            return None;
+        }
+        let message = "the dash begins a list, where keys are wanted; remove it".into();
+        Some(Slip { at: place(dash, depth), message, edits: vec![Edit::replace(dash, depth, 2, "")] })
+    }
+}
+
+fn quoted(line: u32, column: usize, value: &str) -> Vec<Edit> {
+    vec![Edit::insert(line, column + value.chars().count(), "\""), Edit::insert(line, column, "\"")]
+}
+
+/// The column of the backslash that begins no escape of YAML, in a text that begins with its quote.
+fn bad_escape(text: &str) -> Option<usize> {
+    let mut chars = text.chars().enumerate();
+    while let Some((column, c)) = chars.next() {
+        if c == '\\' {
+            let (_, escape) = chars.next()?;
+            if !"0abt\tnvfre \"/\\N_LPxuU".contains(escape) {
+                return Some(column);
+            }
+        }
+    }
+    None
+}

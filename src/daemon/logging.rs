@@ -15,7 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber, span};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry;
 
 use crate::config::LogLevel;
 use journal::Journal;
@@ -32,8 +34,8 @@ pub struct Logging {
     level: Arc<AtomicU8>,
     lost: Arc<AtomicU64>,
     queue: SyncSender<Item>,
-    /// Where the last words go if the writer is stuck.
-    aside: fn(&Record),
+    /// Writes past the queue: the last words.
+    direct: fn(&Record),
 }
 
 /// What was logged, detached from whoever logged it.
@@ -41,7 +43,8 @@ pub struct Logging {
 struct Record {
     at: SystemTime,
     level: Level,
-    target: &'static str,
+    /// The place in the code; `None` for what the log itself has to say.
+    origin: Option<&'static Metadata<'static>>,
     message: String,
     fields: Vec<(&'static str, String)>,
 }
@@ -58,42 +61,41 @@ enum Item {
 /// # Errors
 /// Where no thread can be had.
 pub fn start(level: LogLevel) -> io::Result<Logging> {
-    let logging = match to_journal() {
-        Some(journal) => {
-            let write = move |r: &Record| journal.send(r).unwrap_or_else(|_| to_journald_stream(r));
-            Logging::writing(level, write, to_journald_stream)?
-        }
-        // Where stderr itself is stuck nothing else is left to write to.
-        None => Logging::writing(level, to_stderr(), |_| {})?,
+    let (logging, dispatch) = if journal::is_stderr() {
+        let journal = || {
+            let journal = Journal::open();
+            move |record: &Record| journal.write(record)
+        };
+        Logging::writing(level, journal, journal::write_last)?
+    } else {
+        Logging::writing(level, to_stderr, |record| to_stderr()(record))?
     };
     // A second start in one process (tests) leaves the first log in place.
-    let _ = tracing::subscriber::set_global_default(logging.clone());
+    let _ = tracing::dispatcher::set_global_default(dispatch);
     Ok(logging)
 }
 
-fn to_journal() -> Option<Journal> {
-    journal::is_stderr().then(Journal::open)?.ok()
-}
-
-fn to_stderr() -> impl FnMut(&Record) + Send + 'static {
+fn to_stderr() -> impl FnMut(&Record) {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     move |record| {
         let _ = io::stderr().write_all(line::of(record, colour).as_bytes());
     }
 }
 
-/// journald also reads our stderr, a stream with a buffer of its own. This works where its socket does not.
-fn to_journald_stream(record: &Record) {
-    let _ = io::stderr().write_all(journal::line(record).as_bytes());
-}
-
 impl Logging {
-    fn writing(level: LogLevel, write: impl FnMut(&Record) + Send + 'static, aside: fn(&Record)) -> io::Result<Self> {
+    /// A log, and what has to be told of events. `writer` is made on the writing thread: that too may wait.
+    fn writing<W: FnMut(&Record)>(
+        level: LogLevel,
+        writer: impl FnOnce() -> W + Send + 'static,
+        direct: fn(&Record),
+    ) -> io::Result<(Self, Dispatch)> {
         let (queue, records) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
-        thread::Builder::new().name("lbd-log".into()).spawn(move || write_all(&records, &counter, write))?;
-        Ok(Self { level: Arc::new(AtomicU8::new(rank(level))), lost, queue, aside })
+        thread::Builder::new().name("lbd-log".into()).spawn(move || write_all(&records, &counter, writer()))?;
+        let logging = Self { level: Arc::new(AtomicU8::new(rank(level))), lost, queue, direct };
+        let dispatch = Dispatch::new(registry().with(logging.clone()));
+        Ok((logging, dispatch))
     }
 
     /// Logs from `level` up from now on.
@@ -117,22 +119,22 @@ impl Logging {
         written.recv_timeout(deadline.saturating_duration_since(Instant::now())) != Err(RecvTimeoutError::Timeout)
     }
 
-    /// Logs `text` as an error and has it written before it returns, on stderr if the log is stuck.
-    /// For the reason of a failed start, just before the process exits; takes at most half a second.
+    /// Writes `text` as an error after everything logged so far, even where the log is stuck. For the reason of a
+    /// failed start, just before the process exits; takes at most half a second.
     pub fn last_words(&self, text: &str) {
-        let record = Record::new(Level::ERROR, text.into());
-        // First make room: the queue may be full.
         self.flush_within(Duration::from_millis(200));
-        let queued = self.queue.try_send(Item::Record(record.clone().into())).is_ok();
-        if queued && self.flush_within(Duration::from_millis(200)) {
-            return;
-        }
-        let (aside, (done, written)) = (self.aside, sync_channel(1));
-        thread::spawn(move || {
-            aside(&record);
+        let (direct, record) = (self.direct, Arc::new(Record::new(Level::ERROR, text.into())));
+        let (done, written) = sync_channel(1);
+        let its_record = Arc::clone(&record);
+        let write = move || {
+            direct(&its_record);
             let _ = done.send(());
-        });
-        let _ = written.recv_timeout(Duration::from_millis(100));
+        };
+        // On a thread, because stderr may be stuck as well. That there is none left may be the very reason.
+        match thread::Builder::new().spawn(write) {
+            Ok(_) => drop(written.recv_timeout(Duration::from_millis(300))),
+            Err(_) => direct(&record),
+        }
     }
 
     fn passes(&self, metadata: &Metadata<'_>) -> bool {
@@ -157,13 +159,13 @@ fn write_all(queue: &Receiver<Item>, lost: &AtomicU64, mut write: impl FnMut(&Re
     }
 }
 
-// Events alone: lbd has no spans, so nothing is kept between two of them.
-impl Subscriber for Logging {
+// Events alone: lbd has no spans.
+impl<S: Subscriber> Layer<S> for Logging {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if self.passes(metadata) { Interest::always() } else { Interest::never() }
     }
 
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
         self.passes(metadata)
     }
 
@@ -177,27 +179,19 @@ impl Subscriber for Logging {
         })
     }
 
-    fn event(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut record = Record::new(*event.metadata().level(), String::new());
-        record.target = event.metadata().target();
+        record.origin = Some(event.metadata());
         event.record(&mut record);
         if self.queue.try_send(Item::Record(record.into())).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
 }
 
 impl Record {
     fn new(level: Level, message: String) -> Self {
-        Self { at: SystemTime::now(), level, target: module_path!(), message, fields: Vec::new() }
+        Self { at: SystemTime::now(), level, origin: None, message, fields: Vec::new() }
     }
 }
 
@@ -243,44 +237,48 @@ fn severity(level: &Level) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
     use std::sync::mpsc::{Sender, channel};
-    use tracing::subscriber::with_default;
+    use tracing::dispatcher::with_default;
 
     const LONG: Duration = Duration::from_secs(10);
 
-    fn collecting(level: LogLevel) -> (Logging, Receiver<Record>) {
+    fn collecting(level: LogLevel) -> (Logging, Dispatch, Receiver<Record>) {
         let (seen, records) = channel();
-        (Logging::writing(level, move |r: &Record| seen.send(r.clone()).unwrap(), |_| {}).unwrap(), records)
+        let write = move |r: &Record| seen.send(r.clone()).unwrap();
+        let (log, dispatch) = Logging::writing(level, || write, |_| {}).unwrap();
+        (log, dispatch, records)
     }
 
     /// A log whose writer stands still until the sender is dropped.
-    fn stuck(aside: fn(&Record)) -> (Logging, Receiver<Record>, Sender<()>) {
+    fn stuck(direct: fn(&Record)) -> (Logging, Dispatch, Receiver<Record>, Sender<()>) {
         let (seen, records) = channel();
         let (release, gate) = channel::<()>();
         let write = move |r: &Record| {
             let _ = gate.recv();
             let _ = seen.send(r.clone());
         };
-        (Logging::writing(LogLevel::Info, write, aside).unwrap(), records, release)
+        let (log, dispatch) = Logging::writing(LogLevel::Info, || write, direct).unwrap();
+        (log, dispatch, records, release)
     }
 
     #[test]
     fn an_event_is_written_with_its_fields() {
-        let (log, records) = collecting(LogLevel::Info);
-        with_default(log.clone(), || {
+        let (_log, dispatch, records) = collecting(LogLevel::Info);
+        with_default(&dispatch, || {
             tracing::warn!(listener = "web", client = %"10.0.0.7:5", bytes = 7, "a session {}", "ended");
         });
         let record = records.recv_timeout(LONG).unwrap();
         assert_eq!((record.level, record.message.as_str()), (Level::WARN, "a session ended"));
         let fields = [("listener", "web"), ("client", "10.0.0.7:5"), ("bytes", "7")];
         assert_eq!(record.fields, fields.map(|(name, value)| (name, value.to_string())));
-        assert!(record.target.starts_with("lbd::daemon::logging"), "{}", record.target);
+        assert_eq!(record.origin.unwrap().target(), module_path!());
     }
 
     #[test]
     fn the_level_can_be_changed_while_it_runs() {
-        let (log, records) = collecting(LogLevel::Error);
-        with_default(log.clone(), || {
+        let (log, dispatch, records) = collecting(LogLevel::Error);
+        with_default(&dispatch, || {
             for (level, passing) in [
                 (LogLevel::Error, vec!["error"]),
                 (LogLevel::Info, vec!["error", "warn", "info"]),
@@ -302,9 +300,9 @@ mod tests {
 
     #[test]
     fn a_stuck_log_holds_up_nobody_and_counts_what_it_lost() {
-        let (log, records, release) = stuck(|_| {});
+        let (log, dispatch, records, release) = stuck(|_| {});
         let (few, many) = (3, QUEUE + 100);
-        with_default(log.clone(), || {
+        with_default(&dispatch, || {
             for n in 0..many {
                 tracing::info!("{n}");
             }
@@ -325,37 +323,52 @@ mod tests {
 
     #[test]
     fn a_flush_of_a_stuck_log_is_bounded() {
-        let (log, _records, _release) = stuck(|_| {});
+        let (log, dispatch, _records, _release) = stuck(|_| {});
         let started = Instant::now();
-        with_default(log.clone(), || tracing::info!("in the writer's hand"));
+        with_default(&dispatch, || tracing::info!("in the writer's hand"));
         assert!(!log.flush_within(Duration::from_millis(20)));
-        with_default(log.clone(), || (0..QUEUE + 10).for_each(|n| tracing::info!("{n}")));
+        with_default(&dispatch, || (0..QUEUE + 10).for_each(|n| tracing::info!("{n}")));
         assert!(!log.flush_within(Duration::from_millis(20)));
         assert!(started.elapsed() < LONG);
     }
 
     #[test]
-    fn the_last_words_are_written_in_order_when_the_log_runs() {
-        let (log, records) = collecting(LogLevel::Error);
-        with_default(log.clone(), || tracing::error!("first"));
+    fn the_last_words_of_a_failed_start_come_last() {
+        static WRITTEN: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+        let write = |r: &Record| WRITTEN.lock().unwrap().push((r.level, r.message.clone()));
+        let (log, dispatch) = Logging::writing(LogLevel::Error, move || write, write).unwrap();
+        with_default(&dispatch, || tracing::error!("first"));
         log.last_words("0.0.0.0:80 is in use");
-        let records: Vec<_> = records.try_iter().map(|r| (r.level, r.message)).collect();
-        assert_eq!(records, [(Level::ERROR, "first".into()), (Level::ERROR, "0.0.0.0:80 is in use".into())]);
+        let expected = [(Level::ERROR, "first".into()), (Level::ERROR, "0.0.0.0:80 is in use".into())];
+        assert_eq!(*WRITTEN.lock().unwrap(), expected);
     }
 
     #[test]
-    fn the_last_words_of_a_failed_start_go_elsewhere_when_the_log_is_stuck() {
-        static ASIDE: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
-        let (log, _records, _release) = stuck(|r| ASIDE.lock().unwrap().push(r.message.clone()));
-        with_default(log.clone(), || (0..QUEUE + 10).for_each(|n| tracing::info!("{n}")));
+    fn the_last_words_of_a_failed_start_are_written_when_the_log_is_stuck() {
+        static WRITTEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let (log, dispatch, _records, _release) = stuck(|r| WRITTEN.lock().unwrap().push(r.message.clone()));
+        with_default(&dispatch, || (0..QUEUE + 10).for_each(|n| tracing::info!("{n}")));
         log.last_words("0.0.0.0:80 is in use");
-        assert_eq!(*ASIDE.lock().unwrap(), ["0.0.0.0:80 is in use"]);
+        assert_eq!(*WRITTEN.lock().unwrap(), ["0.0.0.0:80 is in use"]);
+    }
+
+    #[test]
+    fn the_last_words_are_given_up_when_nothing_can_be_written() {
+        let (log, dispatch, _records, _release) = stuck(|_| {
+            loop {
+                thread::park()
+            }
+        });
+        with_default(&dispatch, || tracing::info!("in the writer's hand"));
+        let started = Instant::now();
+        log.last_words("0.0.0.0:80 is in use");
+        assert!(started.elapsed() < LONG);
     }
 
     #[test]
     fn a_text_without_end_is_cut() {
-        let (log, records) = collecting(LogLevel::Info);
-        with_default(log, || tracing::info!("{}", "é".repeat(MAX_TEXT)));
+        let (_log, dispatch, records) = collecting(LogLevel::Info);
+        with_default(&dispatch, || tracing::info!("{}", "é".repeat(MAX_TEXT)));
         let message = records.recv_timeout(LONG).unwrap().message;
         assert!(message.len() <= MAX_TEXT + '…'.len_utf8() && message.ends_with("é…"));
     }

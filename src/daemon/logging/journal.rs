@@ -1,35 +1,46 @@
-//! A record as journald takes it, one datagram a record (systemd.io/JOURNAL_NATIVE_PROTOCOL), and whether
-//! journald reads our stderr at all. Written by hand: tracing-journald drops a record that cannot be sent without
-//! a word, which would lose the last error of a failed start, and its socket's path cannot be set in a test.
+//! Hands records to journald: natively with their fields through tracing-journald, or with a priority in front
+//! through the stream that systemd made our stderr. Runs on the log's own thread, because both wait while
+//! journald stands still. Which of the two a record takes is decided here, where both are known.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
-use tracing::Level;
+use tracing::field::Value;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::layer::{Layered, SubscriberExt};
+use tracing_subscriber::{Registry, registry};
 
 use super::{Record, line};
 
-/// journald's native socket.
+/// The most fields of an event that are handed on; `tracing` itself had this limit for long.
+const FIELDS: usize = 32;
+
+/// How long journald usually takes to read a line, ten times over.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// journald, where systemd connected stderr to it.
 pub(super) struct Journal {
-    socket: UnixDatagram,
-    path: PathBuf,
+    /// Absent where the socket does not answer: in a container that has the stream alone, say.
+    native: Option<Layered<tracing_journald::Layer, Registry>>,
 }
 
 impl Journal {
-    pub(super) fn open() -> io::Result<Self> {
-        Self::at("/run/systemd/journal/socket".into())
+    /// Waits while journald stands still and its queue is full.
+    pub(super) fn open() -> Self {
+        let native = tracing_journald::layer().ok().map(|layer| registry().with(set_up(layer)));
+        Self { native }
     }
 
-    fn at(path: PathBuf) -> io::Result<Self> {
-        Ok(Self { socket: UnixDatagram::unbound()?, path })
-    }
-
-    /// Sends by path each time, not by a connection: journald may be restarted. Waits where its queue is full.
-    pub(super) fn send(&self, record: &Record) -> io::Result<()> {
-        self.socket.send_to(&datagram(record), &self.path).map(drop)
+    /// What the log itself has to say is no event, and takes the stream.
+    pub(super) fn write(&self, record: &Record) {
+        match (&self.native, record.origin) {
+            (Some(native), Some(origin)) => replay(record, origin, native),
+            _ => write_to_stream(record),
+        }
     }
 }
 
@@ -41,109 +52,137 @@ pub(super) fn is_stderr() -> bool {
         .is_ok_and(|stream| stderr().is_some_and(|file| stream == format!("{}:{}", file.dev(), file.ino())))
 }
 
-/// The record for journald's stream, which is our stderr: the priority in front (sd-daemon(3)), of each line.
-pub(super) fn line(record: &Record) -> String {
-    let priority = priority(record.level);
-    line::text(record).lines().map(|line| format!("<{priority}>{line}\n")).collect()
+/// Writes by the stream, because tracing-journald drops what it cannot send without a word; then waits a moment,
+/// because journald asks `/proc` which unit a message is of: of a process that has gone it cannot be told.
+pub(super) fn write_last(record: &Record) {
+    write_to_stream(record);
+    thread::sleep(LINGER);
 }
 
-/// `journalctl` shows MESSAGE alone, so the fields are in it too; by themselves they are there to be searched.
-fn datagram(record: &Record) -> Vec<u8> {
-    let mut datagram = Vec::with_capacity(512);
-    put(&mut datagram, "MESSAGE", &line::text(record));
-    put(&mut datagram, "PRIORITY", priority(record.level));
-    put(&mut datagram, "SYSLOG_IDENTIFIER", "lbd");
-    put(&mut datagram, "TARGET", record.target);
-    for (name, value) in &record.fields {
-        put(&mut datagram, &field_name(name), value);
-    }
-    datagram
+/// Writes to the stream that is our stderr. It has a buffer of its own, which works where the socket does not.
+fn write_to_stream(record: &Record) {
+    let _ = io::stderr().write_all(prefixed(record).as_bytes());
 }
 
-/// The length-prefixed form, which takes any value, line breaks too.
-fn put(datagram: &mut Vec<u8>, name: &str, value: &str) {
-    datagram.extend_from_slice(name.as_bytes());
-    datagram.push(b'\n');
-    datagram.extend_from_slice(&(value.len() as u64).to_le_bytes());
-    datagram.extend_from_slice(value.as_bytes());
-    datagram.push(b'\n');
+fn set_up(layer: tracing_journald::Layer) -> tracing_journald::Layer {
+    layer.with_field_prefix(Some("LBD".into())).with_syslog_identifier("lbd".into()).with_priority_mappings(
+        PriorityMappings {
+            error: priority(Level::ERROR),
+            warn: priority(Level::WARN),
+            info: priority(Level::INFO),
+            debug: priority(Level::DEBUG),
+            trace: priority(Level::TRACE),
+        },
+    )
 }
 
-/// `listener` becomes LBD_LISTENER. journald takes A-Z, 0-9 and _, 64 characters (journal-fields(7)).
-fn field_name(name: &str) -> String {
-    let upper = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
-    "LBD_".chars().chain(upper).take(64).collect()
-}
-
-/// syslog(3).
-fn priority(level: Level) -> &'static str {
+/// syslog(3). tracing-journald's own choice would make a notice of each `info`.
+fn priority(level: Level) -> Priority {
     match level {
-        Level::ERROR => "3",
-        Level::WARN => "4",
-        Level::INFO => "6",
-        Level::DEBUG | Level::TRACE => "7",
+        Level::ERROR => Priority::Error,
+        Level::WARN => Priority::Warning,
+        Level::INFO => Priority::Informational,
+        Level::DEBUG | Level::TRACE => Priority::Debug,
     }
+}
+
+/// Repeats the event that a record was made of. `journalctl` shows the message alone, so the fields are in it
+/// too; by themselves they are there to be searched.
+///
+/// Goes to `to` directly: as the thread's default it would have a say in which events are let through everywhere.
+fn replay(record: &Record, origin: &'static Metadata<'static>, to: &impl Subscriber) {
+    let text = line::text(record);
+    let value = |name: &str| match name {
+        "message" => Some(&text as &dyn Value),
+        _ => record.fields.iter().find(|(n, _)| *n == name).map(|(_, value)| value as &dyn Value),
+    };
+    let fields: Vec<_> = origin.fields().iter().collect();
+    let Some(first) = fields.first() else { return };
+    let mut values = [(first, None); FIELDS];
+    for (place, field) in values.iter_mut().zip(&fields) {
+        *place = (field, value(field.name()));
+    }
+    // Not in tracing's documents, which have no other way to an event; tracing-subscriber relies on it too.
+    to.event(&Event::new(origin, &origin.fields().value_set(&values)));
+}
+
+/// The priority in front of each line (sd-daemon(3)).
+fn prefixed(record: &Record) -> String {
+    let priority = char::from(priority(record.level) as u8);
+    line::text(record).lines().map(|line| format!("<{priority}>{line}\n")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::LogLevel;
+    use crate::daemon::logging::Logging;
+    use std::sync::{Arc, Mutex};
     use std::time::SystemTime;
+    use tracing::field::{Field, Visit};
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::Context;
 
-    fn record(level: Level, message: &str) -> Record {
-        let fields = vec![("backend", "b\n2".to_string()), ("connect.time", "1ms".to_string())];
-        Record { at: SystemTime::UNIX_EPOCH, level, target: "lbd::daemon", message: message.into(), fields }
-    }
+    /// Stands where tracing-journald does, and keeps what it is given.
+    #[derive(Clone, Default)]
+    struct StandIn(Arc<Mutex<Vec<Given>>>);
 
-    /// Reads a datagram as journald does.
-    fn parsed(mut datagram: &[u8]) -> Vec<(String, String)> {
-        let mut fields = Vec::new();
-        while !datagram.is_empty() {
-            let (name, rest) = datagram.split_at(datagram.iter().position(|b| *b == b'\n').unwrap());
-            let (length, rest) = rest[1..].split_at(8);
-            let (value, rest) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
-            assert_eq!(rest[0], b'\n');
-            fields.push((String::from_utf8(name.into()).unwrap(), String::from_utf8(value.into()).unwrap()));
-            datagram = &rest[1..];
+    type Given = (Level, &'static str, Option<u32>, Vec<(String, String)>);
+
+    impl<S: Subscriber> Layer<S> for StandIn {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let (mut seen, origin) = (Seen(Vec::new()), event.metadata());
+            event.record(&mut seen);
+            self.0.lock().unwrap().push((*origin.level(), origin.target(), origin.line(), seen.0));
         }
-        fields
+    }
+
+    struct Seen(Vec<(String, String)>);
+
+    impl Visit for Seen {
+        fn record_str(&mut self, field: &Field, value: &str) {
+            self.0.push((field.name().into(), value.into()));
+        }
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            panic!("{field} would be quoted in the journal: {value:?}");
+        }
     }
 
     #[test]
-    fn journald_receives_priority_message_and_fields() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        let journald = UnixDatagram::bind(&path).unwrap();
-        Journal::at(path).unwrap().send(&record(Level::INFO, "turned up")).unwrap();
-        let mut room = [0; 4096];
-        let n = journald.recv(&mut room).unwrap();
-        let expected = [
-            ("MESSAGE", "turned up backend=\"b\\n2\" connect.time=1ms"),
-            ("PRIORITY", "6"),
-            ("SYSLOG_IDENTIFIER", "lbd"),
-            ("TARGET", "lbd::daemon"),
-            ("LBD_BACKEND", "b\n2"),
-            ("LBD_CONNECT_TIME", "1ms"),
+    fn journald_is_given_the_event_as_it_was() {
+        let stand_in = StandIn::default();
+        let native = registry().with(stand_in.clone());
+        let write = move |r: &Record| replay(r, r.origin.unwrap(), &native);
+        let (log, dispatch) = Logging::writing(LogLevel::Info, || write, |_| {}).unwrap();
+        let (backend, absent) = ("b\n2", None::<u64>);
+        let here = line!() + 2;
+        tracing::dispatcher::with_default(&dispatch, || {
+            tracing::warn!(target: "lbd::session", pool = "web", backend, bytes = 7, absent, "turned {}", "down");
+        });
+        assert!(log.flush_within(Duration::from_secs(10)));
+        let fields = [
+            ("message", "turned down pool=web backend=\"b\\n2\" bytes=7"),
+            ("pool", "web"),
+            ("backend", "b\n2"),
+            ("bytes", "7"),
         ];
-        assert_eq!(parsed(&room[..n]), expected.map(|(name, value)| (name.to_string(), value.to_string())));
-    }
-
-    #[test]
-    fn a_record_that_journald_cannot_take_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::at(folder.path().join("nobody")).unwrap();
-        assert!(journal.send(&record(Level::ERROR, "cannot start")).is_err());
+        let mut given = std::mem::take(&mut *stand_in.0.lock().unwrap());
+        given[0].3.sort_by_key(|(name, _)| fields.iter().position(|(n, _)| n == name));
+        let fields = fields.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
+        assert_eq!(given, [(Level::WARN, "lbd::session", Some(here), fields)]);
     }
 
     #[test]
     fn each_level_has_its_syslog_priority() {
-        for (level, line) in [
-            (Level::ERROR, "<3>a\n<3>    b backend=\"b\\n2\" connect.time=1ms\n"),
-            (Level::WARN, "<4>a\n<4>    b backend=\"b\\n2\" connect.time=1ms\n"),
-            (Level::INFO, "<6>a\n<6>    b backend=\"b\\n2\" connect.time=1ms\n"),
-            (Level::DEBUG, "<7>a\n<7>    b backend=\"b\\n2\" connect.time=1ms\n"),
+        for (level, lines) in [
+            (Level::ERROR, "<3>a\n<3>    b backend=\"b\\n2\"\n"),
+            (Level::WARN, "<4>a\n<4>    b backend=\"b\\n2\"\n"),
+            (Level::INFO, "<6>a\n<6>    b backend=\"b\\n2\"\n"),
+            (Level::DEBUG, "<7>a\n<7>    b backend=\"b\\n2\"\n"),
         ] {
-            assert_eq!(super::line(&record(level, "a\nb")), line);
+            let fields = vec![("backend", "b\n2".to_string())];
+            let record = Record { at: SystemTime::UNIX_EPOCH, level, origin: None, message: "a\nb".into(), fields };
+            assert_eq!(prefixed(&record), lines);
         }
     }
 }

@@ -58,7 +58,7 @@ mod tests {
         Record {
             at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_120),
             level: Level::INFO,
-            target: "lbd",
+            origin: None,
             message: message.into(),
             fields: fields.iter().map(|(name, value)| (*name, value.to_string())).collect(),
         }

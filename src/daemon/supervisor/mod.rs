@@ -177,7 +177,8 @@ impl Supervisor {
 
     /// When `handle` is to be called with a tick at the latest, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let probes = self.backends.values().filter_map(|known| known.next_probe);
+        let probing = !self.stage.is_stopping();
+        let probes = self.backends.values().filter_map(|known| known.next_probe).filter(|_| probing);
         let overrides = self.overrides.values().filter_map(|o| o.until);
         let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged) {
             (_, false) => Some(w.patience),

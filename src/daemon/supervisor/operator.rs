@@ -67,7 +67,7 @@ impl Supervisor {
                 info!(by, "lbctl asks to stop");
                 out.push(Action::Answer(ask, Reply::Stopping { sessions: self.cells.sessions() }));
                 match mode {
-                    ShutdownMode::Now => self.cut_the_rest("asked to stop at once", now, out),
+                    ShutdownMode::Now => self.stop_at_once(now, out),
                     ShutdownMode::Graceful if self.stage.is_stopping() => {}
                     ShutdownMode::Graceful => self.stop_asked(now, out),
                 }

@@ -15,11 +15,13 @@ use crate::health::{Verdict, first_probe_in};
 use crate::observe::{LastReload, ReloadAsker, ReloadResult};
 use crate::words::{Address, AdminState, BackendRef};
 
+const STOPPING: &str = "lbd is stopping; nothing was changed";
+
 impl Supervisor {
     pub(super) fn reload_asked(&mut self, by: ReloadBy, now: Now, out: &mut Vec<Action>) {
         if self.stage.is_stopping() {
             if let ReloadBy::Operator(ask) = by {
-                out.push(Action::Answer(ask, Reply::refused("lbd is stopping; nothing was changed")));
+                out.push(Action::Answer(ask, Reply::refused(STOPPING)));
             }
             return;
         }
@@ -217,6 +219,19 @@ impl Supervisor {
         out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
         if let Some(by) = self.next_reload.pop_front() {
             self.reload_asked(by, now, out);
+        }
+    }
+
+    /// Who stops applies no configuration any more: neither the one under way nor those asked for since.
+    pub(super) fn abandon_reloads(&mut self, out: &mut Vec<Action>) {
+        let under_way = self.reload.take();
+        if under_way.as_ref().is_some_and(|reload| reload.by != ReloadBy::Start) {
+            out.push(Action::Notify(Notice::Ready(self.status_line())));
+        }
+        for by in under_way.map(|reload| reload.by).into_iter().chain(std::mem::take(&mut self.next_reload)) {
+            if let ReloadBy::Operator(ask) = by {
+                out.push(Action::Answer(ask, Reply::refused(STOPPING)));
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::Supervisor;
+use crate::control::Reply;
 use crate::daemon::action::{Action, Exit, Notice};
 use crate::daemon::event::Now;
 use crate::proxy::Sessions;
@@ -66,13 +67,25 @@ impl Supervisor {
         match self.stage {
             Stage::Serving => self.start_draining(now, out),
             Stage::Draining { .. } => self.cut_the_rest("asked to stop at once", now, out),
-            Stage::Starting | Stage::Cut { .. } => out.push(Action::Exit(Exit::Stopped)),
+            Stage::Starting | Stage::Cut { .. } => self.stage = Stage::Cut { until: now.at, look: now.at },
+        }
+    }
+
+    /// The same as asking twice, once.
+    pub(super) fn stop_at_once(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.stage == Stage::Serving {
+            self.start_draining(now, out); // a door left open would take clients in, only to be cut
+        }
+        match self.stage {
+            Stage::Cut { .. } => self.stop_asked(now, out),
+            _ => self.cut_the_rest("asked to stop at once", now, out),
         }
     }
 
     fn start_draining(&mut self, now: Now, out: &mut Vec<Action>) {
         let timeout = self.config.as_ref().map_or(Duration::ZERO, |config| config.drain_timeout);
         info!("stopping; sessions: {}, given at most {} s", self.cells.sessions(), timeout.as_secs_f32());
+        self.abandon_reloads(out);
         let release = std::mem::take(&mut self.bound).into_keys().collect();
         self.publish(Vec::new(), release, out);
         let from = self.revision;
@@ -80,7 +93,7 @@ impl Supervisor {
         out.push(Action::Notify(Notice::Stopping(self.status_line())));
     }
 
-    pub(super) fn cut_the_rest(&mut self, why: &str, now: Now, out: &mut Vec<Action>) {
+    fn cut_the_rest(&mut self, why: &str, now: Now, out: &mut Vec<Action>) {
         let sessions = self.cells.sessions();
         if sessions > 0 {
             warn!("{why}; sessions cut: {sessions}");
@@ -95,7 +108,7 @@ impl Supervisor {
             // Clients may have come up to the moment the last worker let go of its doors.
             Stage::Draining { from, .. } if sessions == 0 && self.acknowledged >= *from => {
                 info!("every session has ended");
-                out.push(Action::Exit(Exit::Stopped));
+                self.leave(out);
             }
             Stage::Draining { until, .. } if *until <= now.at => self.cut_the_rest("drain_timeout is over", now, out),
             Stage::Draining { look, tell, .. } => {
@@ -110,9 +123,20 @@ impl Supervisor {
                     out.push(Action::Notify(Notice::Extend(EXTENSION, self.status_line())));
                 }
             }
-            Stage::Cut { until, .. } if sessions == 0 || *until <= now.at => out.push(Action::Exit(Exit::Stopped)),
+            Stage::Cut { until, .. } if sessions == 0 || *until <= now.at => self.leave(out),
             Stage::Cut { look, .. } if *look <= now.at => *look = now.at + LOOK,
             Stage::Starting | Stage::Serving | Stage::Cut { .. } => {}
         }
+    }
+
+    /// Leaves nobody without an answer.
+    fn leave(&mut self, out: &mut Vec<Action>) {
+        self.abandon_reloads(out);
+        let left = self.cells.sessions();
+        for waiting in self.waiting.drain(..) {
+            let message = "lbd stopped before it was done".to_owned();
+            out.push(Action::Answer(waiting.ask, Reply::TimedOut { message, left }));
+        }
+        out.push(Action::Exit(Exit::Stopped));
     }
 }

@@ -30,8 +30,8 @@ impl Supervisor {
             let Some(known) = self.backends.get_mut(&key) else { continue };
             known.next_probe = None;
             if let Some(spec) = spec {
-                known.probing = true;
                 known.last_probe = now.at;
+                self.probing.insert(key.clone());
                 out.push(Action::Probe(key, spec));
             }
         }
@@ -41,9 +41,9 @@ impl Supervisor {
         let random = self.random();
         let disabled = self.admin_of(key) == AdminState::Disabled;
         let spec = self.check_of(key).cloned();
+        self.probing.remove(key);
         // It may have been removed meanwhile, its check too, or it was disabled: then nobody asked for a verdict.
         let Some(known) = self.backends.get_mut(key) else { return };
-        known.probing = false;
         let Some(spec) = spec.filter(|_| !disabled) else { return };
         match result {
             Ok(()) => known.probes_ok += 1,
@@ -64,8 +64,8 @@ impl Supervisor {
 
     pub(super) fn not_probed(&mut self, key: &BackendKey, now: Now) {
         let disabled = self.admin_of(key) == AdminState::Disabled;
+        self.probing.remove(key);
         if let Some(known) = self.backends.get_mut(key) {
-            known.probing = false;
             known.next_probe = (!disabled).then_some(now.at + UNABLE);
         }
     }

@@ -8,7 +8,7 @@ mod reload;
 mod report;
 mod stop;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,8 @@ pub struct Supervisor {
     /// What is bound: as the file has it, and as it is.
     bound: BTreeMap<Address, Address>,
     backends: BTreeMap<BackendKey, Known>,
+    /// Probes under way; one of a backend that has gone may meet it come back.
+    probing: BTreeSet<BackendKey>,
     overrides: BTreeMap<BackendKey, Override>,
     reload: Option<Reload>,
     /// Who asked for a reload while one was under way.
@@ -82,7 +84,6 @@ struct Known {
     verdict: Verdict,
     /// When it is to be probed; `None` while a probe is under way or where it is not probed.
     next_probe: Option<Instant>,
-    probing: bool,
     last_probe: Instant,
     probes_ok: u64,
     probes_failed: u64,
@@ -139,6 +140,7 @@ impl Supervisor {
             revision: Revision::default(),
             bound: BTreeMap::new(),
             backends: BTreeMap::new(),
+            probing: BTreeSet::new(),
             overrides: BTreeMap::new(),
             reload: None,
             next_reload: VecDeque::new(),

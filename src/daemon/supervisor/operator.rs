@@ -118,12 +118,13 @@ impl Supervisor {
     /// A disabled backend is not probed; one that comes back must prove itself first.
     fn admin_changed(&mut self, key: &BackendKey, before: AdminState, now: Now) {
         let after = self.admin_of(key);
+        let probing = self.probing.contains(key);
         let Some(known) = self.backends.get_mut(key) else { return };
         if after == AdminState::Disabled {
             known.next_probe = None;
         } else if before == AdminState::Disabled {
             known.verdict = Verdict::unproven(now.at);
-            known.next_probe = (!known.probing).then_some(now.at);
+            known.next_probe = (!probing).then_some(now.at);
         }
         if self.check_of(key).is_none()
             && let Some(known) = self.backends.get_mut(key)

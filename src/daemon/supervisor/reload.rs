@@ -130,10 +130,10 @@ impl Supervisor {
         });
         for (key, check) in wanted {
             let disabled = self.overrides.get(&key).is_some_and(|o| o.admin == AdminState::Disabled);
+            let probing = self.probing.contains(&key);
             let known = self.backends.entry(key).or_insert_with(|| Known {
                 verdict: Verdict::unproven(now.at),
                 next_probe: None,
-                probing: false,
                 last_probe: now.at,
                 probes_ok: 0,
                 probes_failed: 0,
@@ -145,7 +145,7 @@ impl Supervisor {
                         known.verdict = Verdict::unproven(now.at);
                     }
                 }
-                Some(spec) if !known.probing && !disabled => {
+                Some(spec) if !probing && !disabled => {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let soon = now.at + first_probe_in(spec, random);
                     // An interval that has become shorter counts from now on.

@@ -266,42 +266,46 @@ impl Supervisor {
     }
 
     fn answer_waiting(&mut self, now: Now, out: &mut Vec<Action>) {
-        let (generation, facts) = (self.generation.0, &self.facts);
-        self.waiting.retain_mut(|waiting| {
-            if !waiting.acknowledged {
-                let late = waiting.patience <= now.at;
-                if late {
-                    let message = format!(
-                        "the change is in force, but not all of the {} workers have confirmed it within {} s; \
-                         look at the journal",
-                        facts.workers,
-                        ACKNOWLEDGE.as_secs()
-                    );
-                    out.push(Action::Answer(waiting.ask, Reply::TimedOut { message, left: 0 }));
-                }
-                return !late;
-            }
-            match &waiting.then {
-                Then::Answer(reply) => {
-                    out.push(Action::Answer(waiting.ask, reply.clone()));
-                    false
-                }
-                Then::Drained { cells, deadline } => {
-                    let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();
-                    let names = || cells.iter().map(|cell| cell.reference.to_string()).collect::<Vec<_>>();
-                    let reply = if left == 0 {
-                        Reply::Drained { generation, backends: names() }
-                    } else if deadline.is_some_and(|d| d <= now.at) {
-                        Reply::TimedOut { message: format!("{} is still draining", names().join(", ")), left }
-                    } else {
-                        waiting.patience = deadline.map_or(now.at + LOOK_AGAIN, |d| d.min(now.at + LOOK_AGAIN));
-                        return true;
-                    };
-                    out.push(Action::Answer(waiting.ask, reply));
-                    false
-                }
-            }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain_mut(|waiting| {
+            let reply = self.answer_to(waiting, now);
+            let waits = reply.is_none();
+            out.extend(reply.map(|reply| Action::Answer(waiting.ask, reply)));
+            waits
         });
+        self.waiting = waiting;
+    }
+
+    /// What one who waits is to be told by now.
+    fn answer_to(&self, waiting: &mut Waiting, now: Now) -> Option<Reply> {
+        if !waiting.acknowledged {
+            let message = format!(
+                "the change is in force, but not all of the {} workers have confirmed it within {} s; look at the journal",
+                self.facts.workers,
+                ACKNOWLEDGE.as_secs()
+            );
+            return (waiting.patience <= now.at).then_some(Reply::TimedOut { message, left: 0 });
+        }
+        let (cells, deadline) = match &waiting.then {
+            Then::Answer(reply) => return Some(reply.clone()),
+            Then::Drained { cells, deadline } => (cells, *deadline),
+        };
+        let is_taken_back =
+            |cell: &BackendCell| cell.removed_since().is_none() && self.facts_of(cell).admin == AdminState::Enabled;
+        if let Some(cell) = cells.iter().find(|cell| is_taken_back(cell)) {
+            // It has sessions again, or will have: "drained" would be a lie from now on.
+            return Some(Reply::refused(format!("{} was enabled again while it was draining", cell.reference)));
+        }
+        let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();
+        let names = || cells.iter().map(|cell| cell.reference.to_string()).collect::<Vec<_>>();
+        if left == 0 {
+            return Some(Reply::Drained { generation: self.generation.0, backends: names() });
+        }
+        if deadline.is_some_and(|d| d <= now.at) {
+            return Some(Reply::TimedOut { message: format!("{} is still draining", names().join(", ")), left });
+        }
+        waiting.patience = deadline.map_or(now.at + LOOK_AGAIN, |d| d.min(now.at + LOOK_AGAIN));
+        None
     }
 
     fn random(&mut self) -> u64 {

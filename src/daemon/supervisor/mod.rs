@@ -6,7 +6,11 @@ mod liveness;
 mod operator;
 mod reload;
 mod report;
+#[cfg(test)]
+mod simulation;
 mod stop;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

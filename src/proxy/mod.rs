@@ -10,6 +10,8 @@ mod relay;
 mod serve;
 mod session;
 mod socket;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 pub use door::{Bound, bind};

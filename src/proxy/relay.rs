@@ -285,3 +285,6 @@ impl Flow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! The laws of one direction, over real sockets.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+use socket2::Socket;
+
+use super::super::testing::{Ears, Got, Over, break_off, get, pair, put};
+use super::{End, FRUGAL, Flow, Memory, SCRATCH, SourceLost, Step};
+
+/// A direction from a writer to a reader.
+struct Way {
+    writer: Socket,
+    source: End,
+    flow: Flow,
+    sink: End,
+    reader: Socket,
+    ears: Ears,
+    scratch: Box<[u8]>,
+    memory: Memory,
+}
+
+impl Way {
+    fn over(over: Over) -> Self {
+        let ((source, writer), (sink, reader)) = (pair(over), pair(over));
+        let (scratch, memory) = (vec![0; SCRATCH].into(), Memory::new(1 << 20));
+        Self { ears: Ears::on([&source, &sink]), writer, source, flow: Flow::default(), sink, reader, scratch, memory }
+    }
+
+    fn hear(&mut self) {
+        self.ears.hear([&mut self.source, &mut self.sink], 1);
+    }
+
+    fn pump(&mut self) -> Result<Step, SourceLost> {
+        self.hear();
+        self.flow.pump(&mut self.source, &mut self.sink, &mut self.scratch, &self.memory)
+    }
+
+    /// Pumps, as a worker would, until an event must come.
+    fn pump_on(&mut self) -> Result<Step, SourceLost> {
+        loop {
+            match self.pump() {
+                Ok(Step::Yield) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes until the reader's stalling is felt all the way back; returns how much that was.
+    fn stuff(&mut self) -> usize {
+        let (mut sent, mut idle) = (0, 0);
+        while idle < 5 {
+            let n = put(&self.writer, &pattern(sent, 64 * 1024));
+            idle = if n == 0 { idle + 1 } else { 0 };
+            sent += n;
+            self.pump_on().unwrap();
+        }
+        sent
+    }
+
+    /// Reads to the end or until nothing comes for a while.
+    fn read_out(&mut self) -> (Vec<u8>, Got) {
+        let (mut all, mut idle) = (Vec::new(), 0);
+        loop {
+            let _ = self.pump_on();
+            match get(&self.reader, 100_000) {
+                Got::Bytes(bytes) => {
+                    all.extend(bytes);
+                    idle = 0;
+                }
+                Got::Nothing if idle < 20 => idle += 1,
+                last => return (all, last),
+            }
+        }
+    }
+}
+
+/// Bytes of a stream from a position on; no two pages of it are alike.
+fn pattern(from: usize, length: usize) -> Vec<u8> {
+    (from..from + length).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn every_byte_arrives_in_order_and_then_the_end(
+        tcp: bool,
+        writes in prop::collection::vec(1usize..150_000, 1..12),
+        reads in prop::collection::vec(1usize..100_000, 1..12),
+    ) {
+        let mut way = Way::over(if tcp { Over::Tcp } else { Over::Unix });
+        let total: usize = writes.iter().sum();
+        let (mut sent, mut got, mut done) = (0, Vec::new(), false);
+        let (mut writes, mut reads) = (writes.iter().cycle(), reads.iter().cycle());
+        let patience = Instant::now() + Duration::from_secs(20);
+        loop {
+            prop_assert!(Instant::now() < patience, "{sent} of {total} sent, {} arrived", got.len());
+            if sent < total {
+                sent += put(&way.writer, &pattern(sent, (*writes.next().unwrap()).min(total - sent)));
+                if sent == total {
+                    way.writer.shutdown(std::net::Shutdown::Write).unwrap();
+                }
+            }
+            done |= way.pump().unwrap() == Step::Done;
+            match get(&way.reader, *reads.next().unwrap()) {
+                Got::Bytes(bytes) => got.extend(bytes),
+                Got::Nothing => {}
+                Got::End => break,
+                Got::Reset => prop_assert!(false, "a reset"),
+            }
+        }
+        prop_assert!(got == pattern(0, total), "{} of {total}", got.len());
+        prop_assert!(done && way.flow.ended && way.flow.closed && way.flow.sent);
+        prop_assert_eq!((way.flow.bytes, way.memory.held()), (total as u64, 0));
+    }
+}
+
+#[test]
+fn a_stalled_reader_stops_the_reading_and_loses_nothing() {
+    for over in [Over::Unix, Over::Tcp] {
+        let mut way = Way::over(over);
+        let sent = way.stuff();
+        let (bytes, held) = (way.flow.bytes, way.memory.held());
+        assert!(way.flow.is_holding() && held > 0 && bytes < sent as u64, "{over:?}: {bytes} of {sent}");
+        for _ in 0..10 {
+            assert_eq!(way.pump(), Ok(Step::Wait));
+        }
+        assert_eq!((way.flow.bytes, way.memory.held()), (bytes, held), "{over:?}: nothing more is read");
+        let (got, last) = way.read_out();
+        assert!(got == pattern(0, sent), "{over:?}: {} of {sent}", got.len());
+        assert_eq!((last, way.memory.held()), (Got::Nothing, 0));
+        assert!(!way.flow.is_holding());
+    }
+}
+
+#[test]
+fn the_end_is_passed_on_only_when_everything_before_it_is() {
+    for over in [Over::Unix, Over::Tcp] {
+        let mut way = Way::over(over);
+        let sent = way.stuff();
+        way.writer.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(way.pump(), Ok(Step::Wait));
+        assert!(!way.flow.closed);
+        let (got, last) = way.read_out();
+        assert!(got == pattern(0, sent) && last == Got::End, "{over:?}: {} of {sent}, {last:?}", got.len());
+        assert_eq!(way.pump(), Ok(Step::Done));
+    }
+}
+
+#[test]
+fn nothing_is_read_that_cannot_be_written() {
+    let mut way = Way::over(Over::Unix);
+    put(&way.writer, b"hello");
+    way.hear();
+    way.sink.writable = false;
+    let step = way.flow.pump(&mut way.source, &mut way.sink, &mut way.scratch, &way.memory);
+    assert_eq!((step, way.flow.bytes), (Ok(Step::Wait), 0));
+}
+
+#[test]
+fn a_busy_direction_yields_and_full_memory_makes_reads_small() {
+    let mut way = Way::over(Over::Unix);
+    way.memory = Memory::new(0);
+    let mut sent = 0;
+    while sent < 5 * FRUGAL {
+        let n = put(&way.writer, &pattern(sent, FRUGAL));
+        assert!(n > 0);
+        sent += n;
+    }
+    assert_eq!(way.pump(), Ok(Step::Yield));
+    assert_eq!(way.flow.bytes, 2 * FRUGAL as u64);
+    assert!(way.read_out().0 == pattern(0, sent));
+}
+
+#[test]
+fn the_last_bytes_of_a_peer_that_broke_off_arrive_without_an_end() {
+    let mut up = Way::over(Over::Unix);
+    let Way { writer: client, reader: server, .. } = &up;
+    put(client, b"a request that nobody reads");
+    put(server, b"bye");
+    drop(std::mem::replace(
+        &mut up.reader,
+        Socket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap())),
+    ));
+    assert_eq!(up.pump(), Ok(Step::Done));
+    assert!(up.sink.broken && up.flow.closed);
+    let mut down = Flow::default();
+    let step = down.pump(&mut up.sink, &mut up.source, &mut up.scratch, &up.memory);
+    assert_eq!(step, Ok(Step::Yield));
+    assert_eq!(down.pump(&mut up.sink, &mut up.source, &mut up.scratch, &up.memory), Ok(Step::Done));
+    assert_eq!(get(&up.writer, 10), Got::Bytes(b"bye".into()));
+    assert_eq!(get(&up.writer, 10), Got::Nothing, "an end would make a cut answer look whole");
+    up.flow.drop_rest(&up.memory);
+    assert_eq!(up.memory.held(), 0);
+}
+
+#[test]
+fn a_reset_is_told_and_what_came_before_it_is_passed_on() {
+    let mut way = Way::over(Over::Tcp);
+    put(&way.writer, b"last words");
+    assert_eq!(way.pump(), Ok(Step::Wait));
+    let Way { writer, mut source, mut sink, mut flow, mut scratch, memory, ears, reader } = way;
+    break_off(writer);
+    ears.hear([&mut source, &mut sink], 1000);
+    assert_eq!(flow.pump(&mut source, &mut sink, &mut scratch, &memory), Err(SourceLost(Errno::ECONNRESET)));
+    assert_eq!(get(&reader, 100), Got::Bytes(b"last words".into()));
+    assert_eq!(get(&reader, 100), Got::Nothing);
+}
+
+#[test]
+fn first_bytes_that_a_lost_sink_did_not_take_go_to_another() {
+    let Way { writer, mut source, mut sink, mut flow, mut scratch, memory, ears, reader } = Way::over(Over::Unix);
+    drop(reader);
+    put(&writer, b"hello");
+    ears.hear([&mut source, &mut sink], 1000);
+    assert_eq!(flow.pump(&mut source, &mut sink, &mut scratch, &memory), Ok(Step::Done));
+    assert!(sink.broken && !flow.sent && flow.is_holding());
+    assert_eq!(memory.held(), 5);
+
+    let (mut another, reader) = pair(Over::Unix);
+    another.writable = true;
+    flow.reopen();
+    put(&writer, b", world");
+    ears.hear([&mut source, &mut sink], 1000);
+    while flow.pump(&mut source, &mut another, &mut scratch, &memory) == Ok(Step::Yield) {}
+    assert_eq!(get(&reader, 100), Got::Bytes(b"hello, world".into()));
+    assert_eq!((flow.bytes, memory.held()), (12, 0));
+}

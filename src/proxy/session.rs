@@ -170,7 +170,7 @@ impl Session {
             (Step::Done, Step::Done) => Next::End(Cause::Normal, Phase::Data),
             (Step::Yield, _) | (_, Step::Yield) => Next::Again,
             // The client went while we wrote to it: what it sent before is still to be passed on.
-            (Step::Wait, _) if self.client.broken && self.client.readable => Next::Again,
+            (Step::Wait, _) if self.client.broken && self.client.readable && server.writable => Next::Again,
             _ => Next::Wait,
         }
     }
@@ -207,4 +207,128 @@ impl Session {
 /// A duration as the table keeps it.
 pub fn micros(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::relay::SCRATCH;
+    use super::super::testing::{Ears, Got, Over, break_off, get, pair, put, snapshot};
+    use super::*;
+    use socket2::Socket;
+
+    const FILE: &str = "listeners: { web: { bind: 127.0.0.1:8080, pool: web, idle_timeout: 10s } }
+pools: { web: { backends: { a: 127.0.0.1:9001 }, half_close_timeout: 3s } }
+removed_timeout: 5s
+";
+    const SECOND: u64 = 1_000_000;
+
+    /// A session that relays, and its two peers.
+    fn relaying(over: Over) -> (Session, Socket, Socket) {
+        let (snapshot, _) = snapshot(FILE, 1);
+        let ((client, caller), (server, called)) = (pair(over), pair(over));
+        let mut session = Session::new(client, None, &snapshot.listeners[0], 0, 0);
+        session.server = Some(server);
+        session.state = State::Relaying;
+        session.backend = Some(Arc::clone(&snapshot.pools[0].backends[0].cell));
+        (session, caller, called)
+    }
+
+    /// Gives it turns, as a worker would, until it waits or is over.
+    fn turns(session: &mut Session, ears: &Ears, memory: &Memory) -> Next {
+        let mut scratch = vec![0; SCRATCH];
+        for _ in 0..1000 {
+            let Session { client, server, .. } = session;
+            ears.hear([client, server.as_mut().unwrap()], 1);
+            match session.relay(&mut scratch, memory, SECOND) {
+                Next::Again => {}
+                next => return next,
+            }
+        }
+        panic!("it wants turn after turn and gets nowhere");
+    }
+
+    #[test]
+    fn a_client_that_broke_off_while_its_backend_stalls_burns_no_turns() {
+        let (mut session, client, server) = relaying(Over::Tcp);
+        let (ears, memory) = (Ears::on([&session.client, session.server.as_ref().unwrap()]), Memory::new(1 << 20));
+        let mut idle = 0;
+        while idle < 5 {
+            idle = if put(&client, &[7; 64 * 1024]) == 0 { idle + 1 } else { 0 };
+            assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
+        }
+        assert!(session.up.is_holding());
+        break_off(client);
+        for answer in [b"some", b"more"] {
+            put(&server, answer);
+            let next = turns(&mut session, &ears, &memory);
+            assert!(matches!(next, Next::Wait | Next::End(Cause::Client, Phase::Data)), "{next:?}");
+        }
+        session.up.drop_rest(&memory);
+        session.down.drop_rest(&memory);
+        assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn each_side_may_end_first_and_the_other_still_speaks() {
+        for over in [Over::Unix, Over::Tcp] {
+            for client_first in [true, false] {
+                let (mut session, client, server) = relaying(over);
+                let ears = Ears::on([&session.client, session.server.as_ref().unwrap()]);
+                let memory = Memory::new(1 << 20);
+                let (first, second) = if client_first { (&client, &server) } else { (&server, &client) };
+                put(first, b"ping");
+                first.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
+                assert_eq!((get(second, 9), get(second, 9)), (Got::Bytes(b"ping".into()), Got::End));
+                put(second, b"pong");
+                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
+                assert_eq!((get(first, 9), get(first, 9)), (Got::Bytes(b"pong".into()), Got::Nothing));
+                second.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(turns(&mut session, &ears, &memory), Next::End(Cause::Normal, Phase::Data));
+                assert_eq!(get(first, 9), Got::End);
+            }
+        }
+    }
+
+    #[test]
+    fn a_backend_that_breaks_before_it_took_a_byte_is_replaced_and_later_not() {
+        for (sent, next) in [(false, Next::Redial(Errno::ECONNRESET)), (true, Next::End(Cause::Server, Phase::Data))] {
+            let (mut session, client, server) = relaying(Over::Tcp);
+            let (ears, memory) = (Ears::on([&session.client, session.server.as_ref().unwrap()]), Memory::new(1 << 20));
+            if sent {
+                put(&client, b"hello");
+                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
+            }
+            break_off(server);
+            assert_eq!(turns(&mut session, &ears, &memory), next);
+        }
+    }
+
+    #[test]
+    fn who_is_to_blame_for_silence_and_how_long_it_may_last() {
+        for (up_closed, down_closed, seconds, cause) in [
+            (false, false, 10, Cause::ClientTimeout),
+            (true, false, 3, Cause::ServerTimeout),
+            (false, true, 3, Cause::ClientTimeout),
+        ] {
+            let (mut session, ..) = relaying(Over::Unix);
+            session.active = 7 * SECOND;
+            (session.up.closed, session.down.closed) = (up_closed, down_closed);
+            assert_eq!(session.overdue(), ((7 + seconds) * SECOND, cause), "{up_closed} {down_closed}");
+        }
+    }
+
+    #[test]
+    fn a_session_of_what_was_removed_leaves_when_the_file_says() {
+        let (one, mut cells) = snapshot(FILE, 1);
+        let (client, _caller) = pair(Over::Unix);
+        let mut session = Session::new(client, None, &one.listeners[0], 0, 0);
+        let backend = Arc::clone(&one.pools[0].backends[0].cell);
+        assert!(backend.live.reserve(None));
+        session.backend = Some(backend);
+        assert_eq!(session.leaves_by(&one), None);
+        let without = FILE.replace("9001", "9002");
+        cells.settle(&crate::config::Config::parse(without.as_bytes()).unwrap(), 2 * SECOND);
+        assert_eq!(session.leaves_by(&one), Some(7 * SECOND));
+    }
 }

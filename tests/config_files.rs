@@ -1,5 +1,7 @@
 //! The files in `config/` are what users copy: each loads, and `full.yaml` tells every key with its true default.
 
+#![allow(clippy::unwrap_used)] // also outside #[test] functions: a test that cannot go on has failed
+
 use std::path::{Path, PathBuf};
 
 use lbd::config::{Config, keys};

@@ -208,6 +208,26 @@ fn each_file_and_link_is_there_and_no_line_is_named() {
 }
 
 #[test]
+fn a_document_that_the_source_names_is_one_that_readers_have() {
+    fn named(folder: &Path, out: &mut BTreeSet<String>) {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                named(&path, out);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                let words = text.split(|c: char| !(c.is_alphanumeric() || "/._-".contains(c)));
+                out.extend(words.map(|w| w.trim_end_matches('.')).filter(|w| w.ends_with(".md")).map(str::to_owned));
+            }
+        }
+    }
+    let mut names = BTreeSet::new();
+    named(&root().join("src"), &mut names);
+    let missing: Vec<_> =
+        names.iter().filter(|n| !root().join(n).exists() && !root().join("src").join(n).exists()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn what_is_not_so_is_found() {
     let bad = [
         "$ lbctl explode",

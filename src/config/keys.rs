@@ -14,7 +14,7 @@ pub struct Keys {
     pub example: &'static str,
     /// What may be written in it.
     pub keys: &'static [Key],
-    /// What INTERFACE.md names and this version does not have yet.
+    /// Planned, and not in this version.
     pub later: &'static [&'static str],
     /// Words used elsewhere for a key of this mapping: what is written, what is meant.
     pub synonyms: &'static [(&'static str, &'static str)],

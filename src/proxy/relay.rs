@@ -9,7 +9,7 @@ use nix::sys::epoll::EpollFlags;
 
 use super::socket;
 
-/// The buffer that all sessions of a worker read into. DESIGN.md has the measurements: 64 KiB is the worst
+/// The buffer that all sessions of a worker read into. ARCHITECTURE.md has the measurements: 64 KiB is the worst
 /// size for bulk, 256 KiB the best, and it costs small requests nothing.
 pub const SCRATCH: usize = 256 * 1024;
 /// The most unwritten rest of a direction.

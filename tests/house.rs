@@ -89,7 +89,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("nix", &["proxy/", "control/socket.rs", "daemon/mod.rs", "bin/"]),
     ("notify", &["daemon/watch.rs", "daemon/watch/"]),
     ("owo_colors", &["observe/table.rs"]),
-    ("saphyr_parser", &["config/file.rs"]),
+    ("saphyr_parser", &["config/tree.rs"]),
     ("sd_notify", &["daemon/systemd.rs"]),
     // A derive on what travels or is shown.
     (

@@ -26,5 +26,6 @@ mod tree;
 mod value;
 
 pub use diff::{BackendId, Changes, ConfigDiff, Edit};
+pub use keys::nearest;
 pub use model::*;
 pub use problem::{Problem, render};

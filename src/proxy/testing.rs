@@ -109,8 +109,3 @@ pub fn snapshot(text: &str, revision: u64) -> (Arc<Snapshot>, Cells) {
     let facts = |_: &_| BackendFacts { health: Health::Unproven, admin: AdminState::Enabled };
     (Arc::new(build((Generation(1), Revision(revision)), &config, &cells, facts, None)), cells)
 }
-
-/// Addresses as asked for, by themselves.
-pub fn address(text: &str) -> Address {
-    text.parse().unwrap()
-}

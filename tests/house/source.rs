@@ -46,7 +46,10 @@ pub fn sources() -> Vec<File> {
             .map_or_else(|| format!("{}/", file.name.trim_end_matches(".rs")), str::to_owned);
         tests.extend(without_tests(&bare(&file.text)).1.iter().map(|module| format!("{folder}{module}.rs")));
     }
-    all.into_iter().filter(|file| !tests.contains(&file.name)).collect()
+    let in_tests = |name: &str| {
+        tests.iter().any(|test| name == test || name.starts_with(&format!("{}/", test.trim_end_matches(".rs"))))
+    };
+    all.into_iter().filter(|file| !in_tests(&file.name)).collect()
 }
 
 /// Rust with comments and the insides of literals made blank.

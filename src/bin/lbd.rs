@@ -127,11 +127,11 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 fn wrong(arguments: &Arguments, why: &str) -> ExitCode {
-    if arguments.check {
+    // A person gets it as it is, with its colours; who reads the log later, as a record of it.
+    if arguments.check || std::io::stderr().is_terminal() {
         eprintln!("{}", why.trim_end());
         return ExitCode::from(WRONG_CONFIGURATION);
     }
-    // To the journal, where there is one.
     let _ = with_logging(LogLevel::Info, |_| Err(why.trim_end().to_owned()));
     ExitCode::from(WRONG_CONFIGURATION)
 }

@@ -47,3 +47,61 @@ pub fn choose(pool: &Pool, ticket: u64, client: Option<IpAddr>, random: u64, tri
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{snapshot, snapshot_of};
+    use super::*;
+    use crate::words::Health;
+
+    fn file(backends: &str) -> String {
+        format!(
+            "listeners: {{ l: {{ bind: 127.0.0.1:1, pool: p }} }}\npools: {{ p: {{ backends: {{ {backends} }} }} }}\n"
+        )
+    }
+
+    /// Takes every place there is for a session that these have failed; whom it got, and what it was told then.
+    fn chosen(backends: &str, tried: &[usize]) -> (Vec<String>, String) {
+        let (snapshot, _cells) = snapshot(&file(backends), 1);
+        let pool = &snapshot.pools[0];
+        let tried: Vec<_> = tried.iter().map(|&i| Arc::clone(&pool.backends[i].cell)).collect();
+        let mut got = Vec::new();
+        for ticket in 0..9 {
+            match choose(pool, ticket, None, 1, &tried) {
+                Choice::Reserved(cell) => got.push(cell.reference.backend.to_string()),
+                other => {
+                    let live: u32 = pool.backends.iter().map(|b| b.cell.live.count()).sum();
+                    assert_eq!(live as usize, got.len(), "what is not given is not reserved");
+                    return (got, format!("{other:?}"));
+                }
+            }
+        }
+        (got, String::new())
+    }
+
+    #[test]
+    fn full_and_tried_backends_are_passed_over_and_why_nobody_is_left_is_told() {
+        let limited = "a: { address: 10.0.0.1:1, max_connections: 2 }, b: { address: 10.0.0.2:1, max_connections: 1 }";
+        for (backends, tried, got, told) in [
+            (limited, &[][..], vec!["a", "a", "b"], "Full"),
+            (limited, &[1], vec!["a", "a"], "Full"),
+            (limited, &[0, 1], vec![], "AllTried"),
+            ("a: 10.0.0.1:1", &[0], vec![], "AllTried"),
+            ("a: { address: 10.0.0.1:1, max_connections: 1 }, b: 10.0.0.2:1", &[1], vec!["a"], "Full"),
+        ] {
+            let (mut all, why) = chosen(backends, tried);
+            all.sort();
+            assert_eq!(
+                (all, why.as_str()),
+                (got.iter().map(ToString::to_string).collect(), told),
+                "{backends} {tried:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn where_no_backend_is_fit_nobody_is_chosen() {
+        let (snapshot, _cells) = snapshot_of(&file("a: 10.0.0.1:1"), 1, Health::Down);
+        assert!(matches!(choose(&snapshot.pools[0], 0, None, 1, &[]), Choice::Nobody));
+    }
+}

@@ -251,3 +251,70 @@ enum Accepted {
     Nobody,
     Held,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::net::UnixListener;
+
+    use super::super::testing::address;
+    use super::*;
+
+    fn kind(result: io::Result<Bound>) -> ErrorKind {
+        result.expect_err("it must not be bound").kind()
+    }
+
+    #[test]
+    fn an_address_that_another_listens_on_is_found_in_use_although_it_could_be_shared() {
+        let first = bind(&address("127.0.0.1:0"), 2, &[]).unwrap();
+        assert_eq!(kind(bind(&first.address, 2, &[])), ErrorKind::AddrInUse);
+        let ours = bind(&first.address, 2, std::slice::from_ref(&first.address)).unwrap();
+        assert_eq!(ours.address, first.address, "with oneself it is shared");
+    }
+
+    #[test]
+    fn every_worker_gets_a_socket_of_the_same_port() {
+        for asked in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            let bound = bind(&address(asked), 3, &[]).unwrap();
+            let Address::Ip(ip) = &bound.address else { panic!("{bound:?}") };
+            let ports: BTreeSet<_> = bound
+                .sockets
+                .iter()
+                .map(|s| socket2::SockRef::from(s).local_addr().unwrap().as_socket().unwrap().port())
+                .collect();
+            assert_eq!((bound.sockets.len(), ports), (3, [ip.port()].into()), "{asked}");
+            assert_ne!(ip.port(), 0);
+        }
+    }
+
+    #[test]
+    fn the_ipv6_wildcard_takes_ipv4_clients_too_and_a_single_address_does_not() {
+        for (asked, takes) in [("[::]:0", true), ("[::1]:0", false)] {
+            let bound = bind(&address(asked), 1, &[]).unwrap();
+            let Address::Ip(ip) = bound.address else { unreachable!() };
+            assert_eq!(std::net::TcpStream::connect(("127.0.0.1", ip.port())).is_ok(), takes, "{asked}");
+            assert!(std::net::TcpStream::connect(("::1", ip.port())).is_ok(), "{asked}");
+        }
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced_a_live_one_and_other_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        drop(UnixListener::bind(place("stale")).unwrap());
+        let live = UnixListener::bind(place("live")).unwrap();
+        fs::write(place("file"), "dear").unwrap();
+        std::os::unix::fs::symlink(place("file"), place("link")).unwrap();
+
+        let bound = bind(&Address::Unix(place("stale")), 3, &[]).unwrap();
+        assert_eq!(bound.sockets.len(), 1, "a path cannot be shared");
+        assert!(UnixStream::connect(place("stale")).is_ok());
+        for name in ["live", "file", "link"] {
+            assert_eq!(kind(bind(&Address::Unix(place(name)), 1, &[])), ErrorKind::AddrInUse, "{name}");
+        }
+        UnixStream::connect(place("live")).unwrap();
+        assert!(live.accept().is_ok());
+        assert_eq!(fs::read_to_string(place("file")).unwrap(), "dear");
+        assert_eq!(kind(bind(&Address::Unix(place("none/here")), 1, &[])), ErrorKind::NotFound);
+    }
+}

@@ -12,6 +12,8 @@ mod session;
 mod socket;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use door::{Bound, bind};

@@ -101,11 +101,21 @@ impl Ears {
     }
 }
 
-/// The snapshot of a file whose backends are all fit.
+/// The snapshot of a file of whose backends nothing is known.
 pub fn snapshot(text: &str, revision: u64) -> (Arc<Snapshot>, Cells) {
+    snapshot_of(text, revision, Health::Unproven)
+}
+
+/// The same, with every backend's health.
+pub fn snapshot_of(text: &str, revision: u64, health: Health) -> (Arc<Snapshot>, Cells) {
     let config = Config::parse(text.as_bytes()).unwrap();
     let mut cells = Cells::new(1);
     cells.settle(&config, 1);
-    let facts = |_: &_| BackendFacts { health: Health::Unproven, admin: AdminState::Enabled };
+    let facts = |_: &_| BackendFacts { health, admin: AdminState::Enabled };
     (Arc::new(build((Generation(1), Revision(revision)), &config, &cells, facts, None)), cells)
+}
+
+/// An address as the file has it.
+pub fn address(text: &str) -> Address {
+    text.parse().unwrap()
 }

@@ -240,38 +240,37 @@ fn sleeps(file: &File) -> usize {
 
 #[test]
 fn imports_point_downward_and_rooms_of_one_rank_do_not_know_each_other() {
-    check(&sources(), imports);
+    check(sources(), imports);
 }
 
 #[test]
 fn what_decides_reads_no_clock_no_file_no_environment_and_no_socket() {
-    check(&sources(), purity);
-    check(&sources(), clock_of_the_proxy);
+    check(sources(), purity);
+    check(sources(), clock_of_the_proxy);
 }
 
 #[test]
 fn each_dependency_comes_in_by_its_doorway_and_is_used() {
-    check(&sources(), doorways);
+    check(sources(), doorways);
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let section = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
     let asked: BTreeSet<String> =
         section.lines().filter_map(|line| Some(line.split_once(" = ")?.0.replace('-', "_"))).collect();
     let listed: BTreeSet<String> = DOORWAYS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(asked, listed, "Cargo.toml (left) and the doorways (right) differ");
-    let sources = sources();
-    let used: BTreeSet<&str> = sources.iter().flat_map(|f| paths(&f.code)).map(|path| path[0]).collect();
+    let used: BTreeSet<&str> = sources().iter().flat_map(|f| paths(&f.code)).map(|path| path[0]).collect();
     let unused: Vec<_> = asked.iter().filter(|name| !used.contains(name.as_str())).collect();
     assert!(unused.is_empty(), "nobody uses {unused:?}");
 }
 
 #[test]
 fn unsafe_code_lives_in_two_files() {
-    check(&sources(), safety);
+    check(sources(), safety);
 }
 
 #[test]
 fn one_file_binds_and_publishes() {
-    check(&sources(), one_hand);
+    check(sources(), one_hand);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// A file, named from the folder that it was looked for in.
 pub struct File {
@@ -36,20 +37,27 @@ pub fn files(folder: &str) -> Vec<File> {
 }
 
 /// The files of src that are part of the programs: not those that only tests include.
-pub fn sources() -> Vec<File> {
+pub fn sources() -> &'static [File] {
+    static READ: LazyLock<Vec<File>> = LazyLock::new(programs);
+    &READ
+}
+
+fn programs() -> Vec<File> {
     let all = files("src");
     let mut tests = BTreeSet::new();
     for file in &all {
-        let folder = file
-            .name
-            .strip_suffix("mod.rs")
-            .map_or_else(|| format!("{}/", file.name.trim_end_matches(".rs")), str::to_owned);
-        tests.extend(without_tests(&bare(&file.text)).1.iter().map(|module| format!("{folder}{module}.rs")));
+        let stem = file.name.trim_end_matches(".rs");
+        // A module's own modules lie in a folder of its name; those of a root file beside it.
+        let is_root = ["mod", "main", "lib"].contains(&stem.rsplit('/').next().unwrap());
+        let folder = if is_root { stem.rsplit_once('/').map_or("", |(folder, _)| folder) } else { stem };
+        tests.extend(without_tests(&bare(&file.text)).1.iter().map(|module| format!("{folder}/{module}")));
     }
-    let in_tests = |name: &str| {
-        tests.iter().any(|test| name == test || name.starts_with(&format!("{}/", test.trim_end_matches(".rs"))))
+    let is_test = |name: &str| {
+        tests
+            .iter()
+            .any(|module| name.strip_prefix(module.as_str()).is_some_and(|end| end == ".rs" || end.starts_with('/')))
     };
-    all.into_iter().filter(|file| !in_tests(&file.name)).collect()
+    all.into_iter().filter(|file| !is_test(&file.name)).collect()
 }
 
 /// Rust with comments and the insides of literals made blank.

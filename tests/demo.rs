@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // also outside #[test] functions: a test that cannot go on has failed
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -140,6 +140,7 @@ fn it_takes_a_free_port_where_8080_is_taken_and_says_so() {
 fn ctrl_c_lets_a_session_finish_and_a_second_one_does_not_wait() {
     let demo = Demo::start();
     let mut session = TcpStream::connect(demo.address()).unwrap();
+    session.set_read_timeout(Some(PATIENCE)).unwrap();
     session.write_all(b"held").unwrap();
     let mut echoed = [0; 4];
     session.read_exact(&mut echoed).unwrap();
@@ -155,7 +156,8 @@ fn ctrl_c_lets_a_session_finish_and_a_second_one_does_not_wait() {
     assert_eq!(&echoed, b"more", "the session goes on");
 
     demo.signal(Signal::SIGINT);
-    assert!(session.read(&mut echoed).is_err(), "a cut session is reset: nobody takes it for a whole one");
+    let end = session.read(&mut echoed).map_err(|e| e.kind());
+    assert_eq!(end, Err(ErrorKind::ConnectionReset), "nobody takes a cut session for a whole one");
     assert_eq!(demo.end().0, Some(0));
 }
 

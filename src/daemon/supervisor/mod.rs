@@ -259,7 +259,8 @@ impl Supervisor {
             return;
         }
         let patience = now.at + ACKNOWLEDGE;
-        self.waiting.push(Waiting { ask, revision: self.revision, acknowledged: false, patience, then });
+        let acknowledged = self.acknowledged >= self.revision;
+        self.waiting.push(Waiting { ask, revision: self.revision, acknowledged, patience, then });
     }
 
     fn acknowledged(&mut self, revision: Revision) {

@@ -187,11 +187,8 @@ impl Supervisor {
             let outcome =
                 if result == ReloadResult::Applied { ReloadOutcome::Applied } else { ReloadOutcome::Unchanged };
             let reply = Reply::Reloaded { generation: self.generation.0, outcome, changed, notes };
-            if result == ReloadResult::Applied {
-                self.answer_when_known(ask, Then::Answer(reply), now, out);
-            } else {
-                out.push(Action::Answer(ask, reply));
-            }
+            // Where nothing has changed too: the watcher may have been quicker by a moment.
+            self.answer_when_known(ask, Then::Answer(reply), now, out);
         }
         self.reload_over(now, out);
     }

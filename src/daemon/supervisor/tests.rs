@@ -291,3 +291,13 @@ pools: { web: { backends: { c: 127.0.0.1:9003 } } }
         assert_eq!(daemon.supervisor.generation.0, 1);
     }
 }
+
+#[test]
+fn lbctl_waits_for_the_workers_where_the_watcher_was_quicker_too() {
+    let mut daemon = Daemon::serving(CHECKED);
+    daemon.file = Ok(ONLY_A);
+    daemon.on(Event::ReloadAsked(ReloadBy::Watcher));
+    assert_eq!(answers(&daemon.ask(1, Request::Reload)), [], "no worker has it yet");
+    assert!(matches!(answers(&daemon.acknowledge())[..], [(1, Reply::Reloaded { generation: 2, .. })]));
+    assert!(matches!(answers(&daemon.ask(2, Request::Reload))[..], [(2, Reply::Reloaded { generation: 2, .. })]));
+}

@@ -132,7 +132,6 @@ impl Worker {
             return self.dial_failed(key, Errno::ECONNREFUSED);
         }
         session.state = State::Relaying;
-        session.tried = Vec::new();
         session.active = now;
         if let Some(backend) = &session.backend {
             let shard = &backend.shards[self.index];

@@ -66,7 +66,7 @@ pub struct Session {
     pub down: Flow,
     /// Its place in the round robin, the same for every retry.
     pub ticket: u64,
-    /// Backends that failed it; given up once it is established.
+    /// Backends that failed it; given up once a byte has moved.
     pub tried: Vec<Arc<BackendCell>>,
     /// Connects that failed.
     pub attempts: u8,

@@ -299,6 +299,9 @@ impl Worker {
         let before = (session.up.bytes, session.down.bytes);
         let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
         let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
+        if session.up.sent || session.down.bytes != 0 {
+            session.tried = Vec::new(); // there is no going back to the choice
+        }
         if up | down != 0 {
             let listener = &session.listener.shards[self.index];
             listener.bytes_in.add(up);

@@ -44,6 +44,7 @@ impl End {
     pub fn heard(&mut self, events: EpollFlags) {
         let over = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         self.fin |= events.intersects(over);
+        self.broken |= events.contains(EpollFlags::EPOLLERR); // once a side has ended, no read would tell
         self.readable |= events.intersects(EpollFlags::EPOLLIN | over);
         self.writable |= events.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
     }

@@ -156,7 +156,7 @@ impl Session {
             Err(SourceLost(e)) if untouched => return Next::Redial(e),
             Err(SourceLost(_)) => return Next::End(Cause::Server, Phase::Data),
         };
-        if server.broken && untouched && self.down.bytes == 0 {
+        if server.broken && untouched && self.down.bytes == 0 && !self.down.whole {
             return Next::Redial(Errno::ECONNRESET);
         }
         // Of a peer that is gone the last bytes have been passed on.

@@ -135,9 +135,8 @@ impl Session {
             State::Relaying => Next::Again,
             State::Gone => Next::Wait,
             // A client that only shut its side still wants its answer; one that broke off does not.
-            _ if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) => {
-                Next::End(Cause::Client, self.phase())
-            }
+            // (A hangup is no break: a Unix socket whose client has sent all it had and closed tells one.)
+            _ if events.contains(EpollFlags::EPOLLERR) => Next::End(Cause::Client, self.phase()),
             _ => Next::Wait,
         }
     }

@@ -1,0 +1,112 @@
+//! Probes and traffic find out who can serve, and clients notice nothing of it as long as somebody can.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::backend::{Backend, echo, named};
+use crate::client::{End, connect, end_of, until, who};
+use crate::daemon::{Lbd, web};
+use crate::load::Load;
+
+const CHECK: &str = "health_check: { interval: 100ms, timeout: 1s, rise: 2, fall: 3, jitter: 0% }";
+
+#[test]
+fn a_backend_dies_and_comes_back_and_no_client_sees_an_error() {
+    let (a, mut b) = (Backend::start(echo), Backend::start(echo));
+    let lbd = Lbd::start(&web(&[("a", &a), ("b", &b)], CHECK));
+    lbd.await_backend("web/b", "state", "up");
+    let load = Load::start(lbd.web(), 2);
+    for _ in 0..3 {
+        // Nobody is to be on it when it dies: who was served by it loses its session, as it must.
+        lbd.done(&["drain", "b", "--wait"]);
+        b.stop();
+        lbd.done(&["enable", "b"]);
+        load.go_on(50);
+        lbd.await_backend("web/b", "state", "down");
+        load.go_on(50);
+        let accepted = b.accepted();
+        b.restart();
+        lbd.await_backend("web/b", "state", "up");
+        b.await_accepted(accepted + 5);
+    }
+    let (served, errors) = load.stop();
+    assert_eq!(errors, Vec::<String>::new(), "of {served}");
+    let stats = lbd.backend("web/b");
+    let reason = stats["health_reason"].as_str().unwrap();
+    assert!(reason.contains("refused"), "{reason}");
+    assert_eq!(lbd.log().matches("down:").count(), 3, "each turn is logged once:\n{}", lbd.log());
+}
+
+#[test]
+fn it_is_down_after_fall_failures_and_not_sooner() {
+    let mut a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], CHECK));
+    lbd.await_backend("web/a", "state", "up");
+    let before = lbd.backend("web/a")["probes_failed"].as_u64().unwrap();
+    a.stop();
+    lbd.await_log("down:");
+    let failed = lbd.backend("web/a")["probes_failed"].as_u64().unwrap() - before;
+    assert!((3..=5).contains(&failed), "{failed}");
+}
+
+#[test]
+fn with_every_backend_down_a_client_is_refused_at_once_and_served_within_two_probes_of_their_return() {
+    let mut a = Backend::start(named("a"));
+    a.stop();
+    let lbd = Lbd::start(&web(&[("a", &a)], &CHECK.replace("rise: 2", "rise: 1")));
+    lbd.await_backend("web/a", "state", "down");
+    let start = Instant::now();
+    assert_eq!(end_of(&connect(lbd.web())), End::Reset);
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    assert_eq!(lbd.listener("web")["refused"], json!({ "no_backend": 1 }));
+    assert!(lbd.done(&["status"]).contains("pool web has no backend that can take a session"));
+    let to = lbd.web();
+    let start = Instant::now();
+    a.restart();
+    until("it is served", || {
+        let mut client = connect(to);
+        let mut answer = String::new();
+        client.write_all(b"?").and_then(|()| client.read_to_string(&mut answer)).is_ok().then_some(())
+    });
+    assert!(start.elapsed() < Duration::from_millis(200 + 100), "{:?}", start.elapsed());
+    assert_eq!(who(to), "a");
+}
+
+#[test]
+fn a_backend_is_believed_only_if_it_says_what_is_expected() {
+    let right = Backend::start(answering("+PONG\r\n"));
+    let wrong = Backend::start(answering("-ERR loading\r\n"));
+    let check = "health_check: { interval: 50ms, timeout: 1s, fall: 1, send: \"PING\\r\\n\", expect: \"+PONG\" }";
+    let lbd = Lbd::start(&web(&[("right", &right), ("wrong", &wrong)], check));
+    lbd.await_backend("web/right", "state", "up");
+    lbd.await_backend("web/wrong", "state", "down");
+    let reason = lbd.backend("web/wrong")["health_reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("-ERR"), "{reason}");
+}
+
+#[test]
+fn a_reload_keeps_what_is_known_of_a_backend() {
+    let (a, mut b) = (Backend::start(named("a")), Backend::start(named("b")));
+    b.stop();
+    let file = web(&[("a", &a), ("b", &b)], CHECK);
+    let lbd = Lbd::start(&file);
+    lbd.await_backend("web/a", "state", "up");
+    lbd.await_backend("web/b", "state", "down");
+    let failed = lbd.backend("web/b")["probes_failed"].clone();
+    assert_eq!(lbd.reload(&file.replace("rise: 2", "rise: 3")).code, Some(0));
+    let stats = lbd.backend("web/b");
+    assert_eq!(stats["state"], "down");
+    assert!(stats["probes_failed"].as_u64() >= failed.as_u64(), "{stats}");
+    assert_eq!(lbd.log().matches("down:").count(), 1, "{}", lbd.log());
+}
+
+fn answering(answer: &'static str) -> impl Fn(socket2::Socket) -> std::io::Result<()> + Send + Sync {
+    move |mut socket| {
+        if socket.read(&mut [0; 64])? > 0 {
+            socket.write_all(answer.as_bytes())?;
+        }
+        Ok(())
+    }
+}

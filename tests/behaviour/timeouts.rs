@@ -1,0 +1,106 @@
+//! How long lbd waits for whom, and that a change of it reaches sessions that are there already.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use crate::backend::{Backend, echo, named, silent};
+use crate::client::{End, connect, echoes, end_of, until, who};
+use crate::daemon::{Lbd, web, web_of};
+
+#[test]
+fn a_session_without_a_byte_ends_at_idle_timeout_and_not_before() {
+    let backend = Backend::start(echo);
+    let idle = web(&[("a", &backend)], "").replace("pool: web }", "pool: web, idle_timeout: 300ms }");
+    let lbd = Lbd::start(&idle);
+    let client = connect(lbd.web());
+    let start = Instant::now();
+    // Busy for longer than it may be idle.
+    while start.elapsed() < Duration::from_millis(400) {
+        echoes(&client).unwrap();
+    }
+    let last = Instant::now();
+    assert_eq!(end_of(&client), End::Closed);
+    let took = last.elapsed();
+    assert!((Duration::from_millis(250)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert_eq!(lbd.listener("web")["ended"], serde_json::json!({ "client_timeout": 1 }));
+}
+
+#[test]
+fn a_direction_left_open_ends_at_half_close_timeout_with_a_reset() {
+    let backend = Backend::start(silent);
+    let lbd = Lbd::start(&web(&[("a", &backend)], "half_close_timeout: 200ms"));
+    let mut client = connect(lbd.web());
+    client.write_all(b"?").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let start = Instant::now();
+    assert_eq!(end_of(&client), End::Reset, "an answer that never came must not look like an empty one");
+    assert!(start.elapsed() > Duration::from_millis(150), "{:?}", start.elapsed());
+    assert_eq!(lbd.listener("web")["ended"], serde_json::json!({ "server_timeout": 1 }));
+}
+
+#[test]
+fn a_backend_that_does_not_take_connections_costs_connect_timeout_and_then_another_serves() {
+    let full = Full::new();
+    let good = Backend::start(named("good"));
+    let backends = format!("full: \"{}\", good: \"{}\"", full.address, good.address);
+    let lbd = Lbd::start(&web_of(&backends, "connect_timeout: 200ms, balance: first"));
+    let start = Instant::now();
+    assert_eq!(who(lbd.web()), "good");
+    assert!((Duration::from_millis(200)..Duration::from_secs(3)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    let stats = lbd.backend("web/full");
+    assert_eq!((&stats["connect_errors"], &stats["connections_active"]), (&1.into(), &0.into()), "{stats}");
+}
+
+#[test]
+fn where_no_connect_succeeds_the_client_is_reset_and_counted() {
+    let mut dead = Backend::start(echo);
+    dead.stop();
+    let lbd = Lbd::start(&web(&[("dead", &dead)], "retries: 0"));
+    assert_eq!(end_of(&connect(lbd.web())), End::Reset);
+    let stats = lbd.listener("web");
+    assert_eq!(stats["refused"], serde_json::json!({ "connect_failed": 1 }));
+    assert_eq!(stats["ended"], serde_json::json!({ "server": 1 }));
+}
+
+#[test]
+fn a_session_takes_the_timeouts_of_a_reload() {
+    let backend = Backend::start(echo);
+    let file = web(&[("a", &backend)], "");
+    let lbd = Lbd::start(&file);
+    let client = connect(lbd.web());
+    echoes(&client).unwrap();
+    assert_eq!(lbd.reload(&file.replace("pool: web }", "pool: web, idle_timeout: 50ms }")).code, Some(0));
+    assert_eq!(end_of(&client), End::Closed);
+    until("it is counted", || {
+        (lbd.listener("web")["ended"] == serde_json::json!({ "client_timeout": 1 })).then_some(())
+    });
+}
+
+/// Listens, but its queue is full: a connect to it neither succeeds nor fails.
+struct Full {
+    address: String,
+    _sockets: Vec<Socket>,
+}
+
+impl Full {
+    fn new() -> Self {
+        use socket2::{Domain, Type};
+        let stream = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let listener = stream();
+        listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let at = listener.local_addr().unwrap();
+        let mut sockets = vec![listener];
+        loop {
+            let client = stream();
+            let taken = client.connect_timeout(&at, Duration::from_millis(50)).is_ok();
+            sockets.push(client);
+            if !taken {
+                return Self { address: at.as_socket().unwrap().to_string(), _sockets: sockets };
+            }
+        }
+    }
+}

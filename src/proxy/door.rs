@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,7 +75,9 @@ fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> {
 /// A socket file that nobody listens on is a former process's leaving and is replaced.
 fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
     if fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
-        match UnixStream::connect(path) {
+        // Not blocking: where the queue of whoever listens is full, a connect would wait for as long as it is.
+        let knock = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+        match knock.connect(&SockAddr::unix(path)?) {
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
             _ => return Err(ErrorKind::AddrInUse.into()),
         }

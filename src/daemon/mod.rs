@@ -162,6 +162,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
         events.extend(effects.gone().into_iter().map(Event::AskerGone));
     };
     drop(asks); // the server writes the last answers, then returns
+    effects.answers.clear(); // who waits still is told that lbd stopped
     let _ = timeout(LAST_WORDS, serving).await;
     effects.clear_up();
     drop(effects);

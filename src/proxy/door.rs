@@ -259,6 +259,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::super::testing::address;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn kind(result: io::Result<Bound>) -> ErrorKind {

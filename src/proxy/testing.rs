@@ -12,7 +12,7 @@ use socket2::Socket;
 use super::relay::End;
 use crate::config::Config;
 use crate::snapshot::{BackendFacts, Cells, Revision, Snapshot, build};
-use crate::words::{AdminState, Generation, Health};
+use crate::words::{Address, AdminState, Generation, Health};
 
 /// Which sockets a test runs over.
 #[derive(Debug, Clone, Copy)]

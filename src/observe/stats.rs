@@ -67,6 +67,9 @@ pub struct PoolStats {
     pub name: String,
     /// How it chooses, as the file spells it.
     pub balance: String,
+    /// Backends that may be chosen now.
+    #[serde(default)]
+    pub eligible: u64,
     /// Sessions waiting for a place now.
     pub queued: u64,
     /// Its backends, in the order of the file; then those that are leaving.

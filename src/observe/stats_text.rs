@@ -68,12 +68,11 @@ fn pools(all: &[PoolStats]) -> Sheet {
         ("POOL", Left),
         ("BALANCE", Left),
         ("BACKENDS", Right),
-        ("UP", Right),
+        ("ELIGIBLE", Right),
         ("ACTIVE", Right),
         ("QUEUED", Right),
     ]);
     for p in all {
-        let up = p.backends.iter().filter(|b| b.state == "up").count();
         let active: u64 = p.backends.iter().map(|b| b.connections_active).sum();
         sheet.row(
             Tone::Plain,
@@ -81,7 +80,7 @@ fn pools(all: &[PoolStats]) -> Sheet {
                 p.name.clone(),
                 p.balance.clone(),
                 p.backends.len().to_string(),
-                up.to_string(),
+                p.eligible.to_string(),
                 active.to_string(),
                 p.queued.to_string(),
             ],
@@ -240,6 +239,7 @@ mod tests {
         let pool = PoolStats {
             name: "web".into(),
             balance: "round_robin".into(),
+            eligible: 1,
             queued: 4,
             backends: vec![up, down, drained],
         };
@@ -254,7 +254,7 @@ mod tests {
             tables[0][1],
             "front active 0.0.0.0:80,[::]:80 web 9 1800 3.0KiB 6.0KiB 1 120us/1.2ms limit:2,no_backend:10 -"
         );
-        assert_eq!(tables[1], ["POOL BALANCE BACKENDS UP ACTIVE QUEUED", "web round_robin 3 1 9 4"]);
+        assert_eq!(tables[1], ["POOL BALANCE BACKENDS ELIGIBLE ACTIVE QUEUED", "web round_robin 3 1 9 4"]);
         assert_eq!(
             tables[2][1..],
             [

@@ -91,6 +91,7 @@ impl Supervisor {
             .map(|pool| PoolStats {
                 name: pool.cell.name.to_string(),
                 balance: pool.balance.to_string(),
+                eligible: pool.eligible.len() as u64,
                 queued: u64::from(pool.cell.queued.load(std::sync::atomic::Ordering::Relaxed)),
                 backends: pool
                     .backends
@@ -110,7 +111,7 @@ impl Supervisor {
             let name = cell.reference.pool.to_string();
             match pools.iter_mut().find(|p| p.name == name) {
                 Some(pool) => pool.backends.push(stats),
-                None => pools.push(PoolStats { name, balance: "-".into(), queued: 0, backends: vec![stats] }),
+                None => pools.push(PoolStats { name, balance: "-".into(), eligible: 0, queued: 0, backends: vec![stats] }),
             }
         }
         Stats { generation: self.generation.0, listeners, pools }

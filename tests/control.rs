@@ -99,7 +99,8 @@ fn unchanged() -> Reply {
 }
 
 fn stats(pools: usize) -> Reply {
-    let pool = |n| PoolStats { name: format!("pool-{n}"), balance: "first".into(), eligible: 0, queued: 0, backends: vec![] };
+    let pool =
+        |n| PoolStats { name: format!("pool-{n}"), balance: "first".into(), eligible: 0, queued: 0, backends: vec![] };
     Reply::Stats(Stats { generation: 1, listeners: vec![], pools: (0..pools).map(pool).collect() })
 }
 

@@ -134,7 +134,8 @@ impl Worker {
         let Some(key) = self.doors.iter().find(|(_, door)| door.address == *address).map(|(key, _)| key) else {
             return;
         };
-        while self.accept_one(key, None) == Accepted::One {}
+        // Bounded: there are never more, and an accept that fails for ever must not keep the worker.
+        (0..BACKLOG).take_while(|_| self.accept_one(key, None) == Accepted::One).for_each(drop);
         self.doors.remove(key);
         self.knocked.retain(|k| *k != key);
     }

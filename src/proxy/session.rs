@@ -158,8 +158,9 @@ impl Session {
         if server.broken && untouched && self.down.bytes == 0 && !self.down.whole {
             return Next::Redial(Errno::ECONNRESET);
         }
-        // Of a peer that is gone the last bytes have been passed on.
-        if self.client.broken && self.up.closed {
+        // Of a peer that is gone the last bytes have been passed on. A client's that its backend does not take are
+        // not waited for: nobody would ever ask for an answer.
+        if self.client.broken && (self.up.closed || self.up.is_holding()) {
             return Next::End(Cause::Client, Phase::Data);
         }
         if server.broken && self.down.closed {

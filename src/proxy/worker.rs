@@ -350,7 +350,7 @@ impl Worker {
                 (at, cause) = (leave, Cause::Killed);
             }
             if at <= now {
-                due.push((key, cause));
+                due.push((key, session.state, cause));
                 continue;
             }
             next = next.min(at);
@@ -364,8 +364,11 @@ impl Worker {
             next = next.min(now + RECOVERY);
         }
         self.sweep_at = next.max(now + SWEEP);
-        for (key, cause) in due {
-            match (self.sessions[key].state, cause) {
+        for (key, state, cause) in due {
+            if self.sessions[key].state != state {
+                continue; // one before it in the row has moved it on
+            }
+            match (state, cause) {
                 (State::Queued, Cause::ServerTimeout) => self.refuse(key, Refusal::QueueTimeout),
                 (State::Pausing, Cause::ServerTimeout) => self.place(key),
                 (State::Connecting, Cause::ServerTimeout) => self.dial_failed(key, Errno::ETIMEDOUT),

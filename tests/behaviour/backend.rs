@@ -25,6 +25,8 @@ pub struct Backend {
     temper: Temper,
     state: Arc<State>,
     listener: Option<Arc<Socket>>,
+    /// Keeps the port while stopped: a test beside this one must not be given it.
+    kept: Option<Socket>,
 }
 
 #[derive(Default)]
@@ -56,7 +58,7 @@ impl Backend {
     }
 
     fn with(address: String, at: SockAddr, listener: Socket, temper: Temper) -> Self {
-        let mut backend = Self { address, at, temper, state: Arc::default(), listener: None };
+        let mut backend = Self { address, at, temper, state: Arc::default(), listener: None, kept: None };
         backend.serve(listener);
         backend
     }
@@ -94,6 +96,7 @@ impl Backend {
         self.state.stopped.store(true, SeqCst);
         listener.shutdown(Shutdown::Both).unwrap(); // ends the accept
         drop(listener);
+        self.kept = self.at.is_ipv4().then(|| bind(&self.at).unwrap());
         for (_, socket) in self.state.live.lock().unwrap().drain() {
             let _ = socket.shutdown(Shutdown::Both);
         }
@@ -110,6 +113,7 @@ impl Backend {
             }
             thread::yield_now();
         };
+        self.kept = None;
         self.serve(listener);
     }
 
@@ -138,10 +142,15 @@ impl Drop for Backend {
 }
 
 fn listen(at: &SockAddr) -> io::Result<Socket> {
+    let socket = bind(at)?;
+    socket.listen(1024)?;
+    Ok(socket)
+}
+
+fn bind(at: &SockAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::from(i32::from(at.family())), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(at)?;
-    socket.listen(1024)?;
     Ok(socket)
 }
 

@@ -111,7 +111,9 @@ impl Supervisor {
             let name = cell.reference.pool.to_string();
             match pools.iter_mut().find(|p| p.name == name) {
                 Some(pool) => pool.backends.push(stats),
-                None => pools.push(PoolStats { name, balance: "-".into(), eligible: 0, queued: 0, backends: vec![stats] }),
+                None => {
+                    pools.push(PoolStats { name, balance: "-".into(), eligible: 0, queued: 0, backends: vec![stats] })
+                }
             }
         }
         Stats { generation: self.generation.0, listeners, pools }

@@ -283,6 +283,15 @@ impl Supervisor {
 
     /// What one who waits is to be told by now.
     fn answer_to(&self, waiting: &mut Waiting, now: Now) -> Option<Reply> {
+        let is_taken_back =
+            |cell: &BackendCell| cell.removed_since().is_none() && self.facts_of(cell).admin == AdminState::Enabled;
+        if let Then::Drained { cells, .. } = &waiting.then
+            && let Some(cell) = cells.iter().find(|cell| is_taken_back(cell))
+        {
+            // Seen at once, or a reload that then removes it would hide it. It has sessions again, or will have:
+            // "drained" would be a lie from now on.
+            return Some(Reply::refused(format!("{} was enabled again while it was draining", cell.reference)));
+        }
         if !waiting.acknowledged {
             let message = format!(
                 "the change is in force, but not all of the {} workers have confirmed it within {} s; look at the journal",
@@ -295,12 +304,6 @@ impl Supervisor {
             Then::Answer(reply) => return Some(reply.clone()),
             Then::Drained { cells, deadline } => (cells, *deadline),
         };
-        let is_taken_back =
-            |cell: &BackendCell| cell.removed_since().is_none() && self.facts_of(cell).admin == AdminState::Enabled;
-        if let Some(cell) = cells.iter().find(|cell| is_taken_back(cell)) {
-            // It has sessions again, or will have: "drained" would be a lie from now on.
-            return Some(Reply::refused(format!("{} was enabled again while it was draining", cell.reference)));
-        }
         let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();
         let names = || cells.iter().map(|cell| cell.reference.to_string()).collect::<Vec<_>>();
         if left == 0 {

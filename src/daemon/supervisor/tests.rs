@@ -203,6 +203,20 @@ fn a_drain_that_was_taken_back_is_not_answered_as_drained() {
 }
 
 #[test]
+fn a_drain_whose_time_was_over_before_a_reload_removed_the_backend_is_not_answered_as_drained() {
+    let mut daemon = Daemon::serving(CHECKED);
+    let (wait, expires) = (Some(Wait { timeout: None }), Some(Duration::from_secs(1)));
+    daemon.ask(1, Request::Drain { target: target(), wait, reason: None, expires });
+    let drained = daemon.supervisor.revision;
+    let over = daemon.after(Duration::from_secs(1), Event::Tick);
+    let told = answers(&over).len();
+    daemon.reload(ONLY_B);
+    let late = daemon.on(Event::Acknowledged(drained)); // a worker may still choose it by the snapshot in between
+    assert!(!answers(&late).iter().any(|(_, reply)| matches!(reply, Reply::Drained { .. })), "{late:?}");
+    assert_eq!(told, 1);
+}
+
+#[test]
 fn a_drain_goes_on_when_a_reload_removes_the_backend() {
     let mut daemon = Daemon::serving(CHECKED);
     daemon.hold_session();

@@ -92,8 +92,10 @@ pub struct Flow {
     pub ended: bool,
     /// The destination has been told so, or is gone.
     pub closed: bool,
-    /// The destination has every byte, and knows that it has.
+    /// The destination has every byte, and knows that it has, or will by the close that follows.
     pub whole: bool,
+    /// The other direction is over: when this one ends, the sockets are closed, which tells the end without a call more.
+    pub last: bool,
 }
 
 #[derive(Debug)]
@@ -143,7 +145,9 @@ impl Flow {
             }
             if self.ended {
                 if !source.broken {
-                    socket::finish_writing(&sink.fd);
+                    if !self.last {
+                        socket::finish_writing(&sink.fd);
+                    }
                     self.whole = true;
                 }
                 self.closed = true;

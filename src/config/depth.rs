@@ -63,20 +63,16 @@ impl Lines<'_> {
             all.iter().map(|n| deep(n, depth(n))).collect::<Vec<_>>()
         };
         let like = |other: u32| all.iter().map(|n| deep(n, indent(self.line(other)))).collect();
-        let mut edits: Vec<Vec<Edit>> = [2, 4, 8, 1].map(wide).to_vec();
-        edits.extend(self.above(first).map(like));
-        edits.extend(self.below(first).filter(|n| !all.contains(n)).map(like));
-        edits.into_iter().map(|edits| Slip { at: place(first, column), message: message.clone(), edits }).collect()
+        let neighbours = [self.above(first), self.below(first)].into_iter().flatten().filter(|n| !all.contains(n));
+        let edits = neighbours.map(like).chain([2, 4, 8, 1].map(wide));
+        edits.map(|edits| Slip::new(place(first, column), message.clone(), edits)).collect()
     }
 
     fn tab_after_colon(&self, number: u32) -> Vec<Slip> {
         let line = self.line(number);
         let tab = line.find(":\t").map(|index| line[..index].chars().count() + 1);
-        let slip = |column| Slip {
-            at: place(number, column),
-            message: "a tab after the colon; write a space".into(),
-            edits: vec![Edit::replace(number, column, 1, " ")],
-        };
+        let message = "a tab after the colon; write a space";
+        let slip = |column| Slip::new(place(number, column), message, vec![Edit::replace(number, column, 1, " ")]);
         tab.map(slip).into_iter().collect()
     }
 
@@ -122,16 +118,17 @@ impl Lines<'_> {
         let depth = indent(self.line(number));
         let message =
             format!("the line is indented by {}, which does not fit; write {}", spaces(depth), spaces(wanted));
-        let edits = |numbers: &[u32]| -> Vec<Edit> {
-            let to = |n: u32| indent(self.line(n)) + wanted - depth;
-            numbers.iter().map(|&n| Edit::indentation(n, indent(self.line(n)), to(n))).collect()
-        };
         let block = self.block(number);
         let inner = 1 + block[1..].iter().take_while(|&&n| indent(self.line(n)) > depth).count();
         let mut lengths = vec![1, inner, block.len()];
         lengths.dedup();
-        let slip =
-            |length: usize| Slip { at: place(number, depth), message: message.clone(), edits: edits(&block[..length]) };
+        // Few files have odd depths, and a line rather stands too deep than not deep enough.
+        let each = 4 * depth.abs_diff(wanted) + 2 * (wanted % 2) + usize::from(wanted > depth);
+        let slip = |length: usize| {
+            let edit = |n: u32| Edit::indentation(n, indent(self.line(n)), indent(self.line(n)) + wanted - depth);
+            let edits = block[..length].iter().map(|&n| edit(n)).collect();
+            Slip { weight: each * length, ..Slip::new(place(number, depth), message.clone(), edits) }
+        };
         lengths.into_iter().map(slip).collect()
     }
 }

@@ -10,6 +10,14 @@ pub(super) struct Slip {
     pub at: Pos,
     pub message: String,
     pub edits: Vec<Edit>,
+    /// How unlikely it is, among candidates that explain as much.
+    pub weight: usize,
+}
+
+impl Slip {
+    pub fn new(at: Pos, message: impl Into<String>, edits: Vec<Edit>) -> Self {
+        Self { at, message: message.into(), edits, weight: 4 }
+    }
 }
 
 /// Characters taken out of a line and others put in their place. Never makes or removes a line.
@@ -30,16 +38,6 @@ impl Edit {
 
     pub fn replace(line: u32, column: usize, removed: usize, text: &str) -> Self {
         Self { line, column, removed, inserted: text.into() }
-    }
-
-    /// How unlikely it is that the operator meant this: the characters it changes, and for indentation that few files
-    /// have odd depths, and that a line stands too deep rather than not deep enough.
-    pub fn weight(&self) -> usize {
-        let inserted = self.inserted.chars().count();
-        match self.column == 0 && self.inserted.trim().is_empty() {
-            true => 4 * inserted.abs_diff(self.removed) + 2 * (inserted % 2) + usize::from(inserted > self.removed),
-            false => 4 * inserted.max(self.removed),
-        }
     }
 
     /// So many spaces instead of so many characters at the beginning.

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::file::{Fault, File};
-use super::mend::{Edit, Mended, Slip};
+use super::mend::{Mended, Slip};
 use super::problem::Problem;
 use super::{depth, syntax, tree};
 
@@ -13,9 +13,9 @@ const MAX_LENGTH: usize = 64 * 1024;
 /// What may be read in all attempts together, in bytes: a tenth of a second.
 const MAX_READ: usize = 4 * 1024 * 1024;
 /// The most attempts, however short the text is.
-const MAX_ATTEMPTS: usize = 300;
+const MAX_ATTEMPTS: usize = 200;
 /// How many of the candidates for a slip are followed to the end.
-const FOLLOWED: usize = 3;
+const FOLLOWED: usize = 4;
 
 /// Reads a text, as repaired as it can be, with every problem of it.
 pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Vec<Problem>) -> (File, Vec<Problem>) {
@@ -26,6 +26,9 @@ pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Vec<Problem>) -> (File, 
     let problems = best.told();
     (best.file, problems)
 }
+
+/// What a problem counts that stands where a slip was undone: the edit may have hidden others.
+const HIDDEN: usize = 8;
 
 struct Repair<'a> {
     check: &'a dyn Fn(&File) -> Vec<Problem>,
@@ -40,8 +43,8 @@ struct Reading {
     /// Why the text could not be read to its end.
     fault: Option<Fault>,
     slips: Vec<Problem>,
-    /// How unlikely the edits are that undid them.
-    edits: usize,
+    /// How unlikely they are.
+    weight: usize,
     /// What is wrong beside the slips.
     problems: Vec<Problem>,
     /// How many problems stand where slips were undone.
@@ -91,13 +94,16 @@ impl Repair<'_> {
     fn child(&self, reading: &Reading, slip: &Slip, mended: Mended) -> Option<Reading> {
         let mut slips = reading.slips.clone();
         slips.push(Problem::new(reading.file.text.origin(slip.at), "", &slip.message));
-        let mut child = self.reading(mended, slips, reading.edits + slip.edits.iter().map(Edit::weight).sum::<usize>());
+        let mut child = self.reading(mended, slips, reading.weight + slip.weight);
         let path = child.file.path_at(slip.at);
         if let Some(told) = child.slips.last_mut() {
             told.path = path;
         }
         match (&reading.fault, &child.fault) {
-            (Some(fault), next) => next.as_ref().is_none_or(|next| next.at.line > fault.at.line),
+            // The parser may stumble over another slip on the same line, or over one just above it.
+            (Some(fault), next) => next.as_ref().is_none_or(|next| {
+                next.at.line > fault.at.line || next.at.line + 1 >= fault.at.line && next.words != fault.words
+            }),
             // Where YAML sees no fault, an edit explains problems away or it is none: it must not hide or make any.
             (None, next) => {
                 let makes_none = || child.problems.iter().all(|problem| reading.problems.contains(problem));
@@ -107,7 +113,7 @@ impl Repair<'_> {
         .then_some(child)
     }
 
-    fn reading(&self, text: Mended, slips: Vec<Problem>, edits: usize) -> Reading {
+    fn reading(&self, text: Mended, slips: Vec<Problem>, weight: usize) -> Reading {
         let (file, fault) = match depth::odd_space(&text.text) {
             Some(fault) => (File::default(), Some(fault)),
             None => tree::build(&text.text),
@@ -124,7 +130,7 @@ impl Repair<'_> {
         let all = problems.len();
         problems.retain(|problem| slips.iter().all(|slip| slip.at() != problem.at()));
         let hidden = all - problems.len();
-        Reading { file, fault, slips, edits, problems, hidden }
+        Reading { file, fault, slips, weight, problems, hidden }
     }
 
     /// The reading with a fault that nobody can undo told as it is.
@@ -138,10 +144,10 @@ impl Repair<'_> {
 }
 
 impl Reading {
-    /// The less the better: lines that could not be read, problems in all, problems behind slips, unlikely edits.
-    fn cost(&self) -> (u32, usize, usize, usize) {
+    /// The less the better: lines that could not be read, problems in all, unlikely slips.
+    fn cost(&self) -> (u32, usize, usize) {
         let unread = self.fault.as_ref().map_or(0, |fault| u32::MAX - fault.at.line);
-        (unread, self.slips.len() + self.problems.len(), self.hidden, self.edits)
+        (unread, self.slips.len() + self.problems.len() + HIDDEN * self.hidden, self.weight)
     }
 
     fn told(&self) -> Vec<Problem> {

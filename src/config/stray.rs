@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::file::{Entry, Node, Style, Text, Value};
-use super::keys::{ALL, Holds, Key, Keys};
+use super::keys::{ALL, Guess, Holds, Key, Keys};
 use super::problem::Pos;
 use super::reader::{Path, Reader};
 use super::value::clip;
@@ -34,7 +34,10 @@ impl Reader {
         let mut rest = entries.iter().peekable();
         while let Some(entry) = rest.next() {
             let known = entry.name().and_then(|name| keys.find(name));
-            let unsaid = absent.iter().position(|key| known.is_none() && fits(key.holds, entry));
+            // A misspelled key is that key, whatever stands behind it.
+            let meant = || entry.name().is_some_and(|name| matches!(keys.guess(name), Guess::Meant(_)));
+            let fitting = absent.iter().position(|key| known.is_none() && fits(key.holds, entry));
+            let unsaid = fitting.filter(|_| !meant());
             let (section, mut run) = match (known, unsaid) {
                 (Some(section), _) if is_null(&entry.value) => (section, Vec::new()),
                 (None, Some(index)) => (absent.remove(index), vec![entry.clone()]),

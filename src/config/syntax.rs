@@ -46,7 +46,7 @@ pub(super) fn slips(text: &str, fault: &Fault) -> Vec<Slip> {
     }
     if slips.is_empty() {
         let message = if fault.ours { fault.words.clone() } else { format!("this is not YAML: {}", fault.words) };
-        slips.push(Slip { at: fault.at, message, edits: Vec::new() });
+        slips.push(Slip::new(fault.at, message, Vec::new()));
     }
     slips
 }
@@ -64,13 +64,13 @@ impl Lines<'_> {
         let Some(first) = value.chars().next() else { return Vec::new() };
         if let Some(port) = value.strip_prefix("*:") {
             let message = format!("\"*\" is no address; write 0.0.0.0:{} for every IPv4 address", clip(port));
-            return vec![Slip { at, message, edits: vec![Edit::replace(at.line, start, 1, "0.0.0.0")] }];
+            return vec![Slip::new(at, message, vec![Edit::replace(at.line, start, 1, "0.0.0.0")])];
         }
         let message = match first {
             '*' => format!("no anchor &{} stands above; define it, or put the text in quotes", clip(&value[1..])),
             _ => format!("a value cannot begin with {first:?}; put it in quotes: \"{}\"", clip(value)),
         };
-        vec![Slip { at, message, edits: quoted(at.line, start, value) }]
+        vec![Slip::new(at, message, quoted(at.line, start, value))]
     }
 
     fn quotes(&self, at: Pos, words: &str) -> Vec<Slip> {
@@ -82,20 +82,16 @@ impl Lines<'_> {
             let at = place(at.line, start + column);
             let message =
                 "an unknown escape in double quotes; write \\\\ for a backslash, or single quotes around the text";
-            return vec![Slip {
-                at,
-                message: message.into(),
-                edits: vec![Edit::insert(at.line, start + column, "\\")],
-            }];
+            return vec![Slip::new(at, message, vec![Edit::insert(at.line, start + column, "\\")])];
         }
         if words.contains("trailing content") {
             if rest.starts_with(',') {
                 let message = "a comma after the value; entries on lines of their own have none: remove it";
-                return vec![Slip { at, message: message.into(), edits: vec![Edit::replace(at.line, start, 1, "")] }];
+                return vec![Slip::new(at, message, vec![Edit::replace(at.line, start, 1, "")])];
             }
             let message = "something follows the closing quote; write a comma or a new line between two values, and \\\" for a quote inside quotes";
             let edits = vec![Edit::insert(at.line, start, ", ")];
-            return vec![Slip { at, message: message.into(), edits }];
+            return vec![Slip::new(at, message, edits)];
         }
         let Some(quote @ ('"' | '\'')) = rest.chars().next() else { return Vec::new() };
         let text = &rest[1..];
@@ -107,7 +103,7 @@ impl Lines<'_> {
             vec![Edit::insert(at.line, column, &quote.to_string())]
         });
         let edits = closed.chain([vec![Edit::replace(at.line, start, 1, "")]]);
-        edits.map(|edits| Slip { at, message: message.clone(), edits }).collect()
+        edits.map(|edits| Slip::new(at, message.clone(), edits)).collect()
     }
 
     /// The first quote from a place on, on its line.
@@ -121,7 +117,7 @@ impl Lines<'_> {
         let column = at.column as usize - 1;
         let c = self.line(at.line).chars().nth(column).filter(|c| matches!(c, '}' | ']' | ','))?;
         let message = format!("one \"{c}\" too many; remove it");
-        Some(Slip { at, message, edits: vec![Edit::replace(at.line, column, 1, "")] })
+        Some(Slip::new(at, message, vec![Edit::replace(at.line, column, 1, "")]))
     }
 
     /// `bind: [::]:80`: the brackets begin a list unless they are quoted.
@@ -137,7 +133,7 @@ impl Lines<'_> {
         let value = &line[open..close + 2 + length];
         let column = line[..open].chars().count();
         let message = format!("an IPv6 address stands in quotes, else [ begins a list; write \"{}\"", clip(value));
-        Some(Slip { at: place(number, column), message, edits: quoted(number, column, value) })
+        Some(Slip::new(place(number, column), message, quoted(number, column, value)))
     }
 
     /// `{ a: 1` or `{ a: 1 b: 2 }`.
@@ -158,7 +154,7 @@ impl Lines<'_> {
                 let word = value[space..].trim_start().split([':', ' ']).next().unwrap_or_default();
                 let message = format!("a comma is missing before \"{}\"; write one between two entries", clip(word));
                 let at = place(fault.last.line, column);
-                slips.push(Slip { at, message, edits: vec![Edit::insert(at.line, column, ",")] });
+                slips.push(Slip::new(at, message, vec![Edit::insert(at.line, column, ",")]));
             }
         }
         let mut ends = vec![open.line];
@@ -167,7 +163,7 @@ impl Lines<'_> {
             let line = self.line(n);
             let end = bare_value(line).trim_end_matches(',').trim_end().chars().count();
             let message = format!("the bracket is not closed; write \"{close}\" at the end");
-            Slip { at: open, message, edits: vec![Edit::insert(n, end, close)] }
+            Slip::new(open, message, vec![Edit::insert(n, end, close)])
         }));
         slips
     }
@@ -193,7 +189,7 @@ impl Lines<'_> {
         if key.is_empty() || key.starts_with('-') || before_value.contains(": ") || content.ends_with(':') {
             return None;
         }
-        let slip = |message: String, edit: Edit| Some(Slip { at: place(number, lead), message, edits: vec![edit] });
+        let slip = |message: String, edit: Edit| Some(Slip::new(place(number, lead), message, vec![edit]));
         let value = clip(rest.trim_start_matches([':', '=', ';', ' ']));
         if rest.starts_with(':') {
             let message = format!("a space is missing after \"{key}:\"; write `{key}: {value}`");
@@ -230,7 +226,7 @@ impl Lines<'_> {
             clip(key.trim()),
             clip(&written)
         );
-        Some(Slip { at: place(fault.at.line, column), message, edits })
+        Some(Slip::new(place(fault.at.line, column), message, edits))
     }
 
     /// A dash before the first of several keys.
@@ -241,8 +237,8 @@ impl Lines<'_> {
         if indent(line) != depth || !line.trim_start().starts_with("- ") {
             return None;
         }
-        let message = "the dash begins a list, where keys are wanted; remove it".into();
-        Some(Slip { at: place(dash, depth), message, edits: vec![Edit::replace(dash, depth, 2, "")] })
+        let message = "the dash begins a list, where keys are wanted; remove it";
+        Some(Slip::new(place(dash, depth), message, vec![Edit::replace(dash, depth, 2, "")]))
     }
 }
 

@@ -23,6 +23,8 @@ drain_timeout: 30s
 type Change = (&'static str, &'static str);
 /// `LINE:COLUMN`, key path, and words of the message.
 type Told = (&'static str, &'static str, &'static str);
+/// A text as changed, and every problem of it.
+type Row = (&'static [Change], &'static [Told]);
 
 fn changed(changes: &[Change]) -> String {
     changes.iter().fold(BASE.to_owned(), |text, (from, to)| {
@@ -46,7 +48,7 @@ fn assert_told(text: &str, told: &[Told]) {
     }
 }
 
-fn assert_table(rows: &[(&[Change], &[Told])]) {
+fn assert_table(rows: &[Row]) {
     for (changes, told) in rows {
         assert_told(&changed(changes), told);
     }
@@ -57,243 +59,245 @@ fn the_base_of_the_tables_is_right() {
     assert_told(BASE, &[]);
 }
 
+const KEYS: &[Row] = &[
+    (&[("balance:", "ballance:")], &[("7:5", "pools.web.ballance", "did you mean \"balance\"")]),
+    (&[("listeners:", "listener:")], &[("1:1", "listener", "did you mean \"listeners\"")]),
+    (&[("pools:", "pool:")], &[("5:1", "pool", "did you mean \"pools\"")]),
+    (&[("backends:", "backend:")], &[("8:5", "pools.web.backend", "did you mean \"backends\"")]),
+    (&[("backends:", "servers:")], &[("8:5", "pools.web.servers", "did you mean \"backends\"")]),
+    (&[("address:", "adress:")], &[("10:13", "pools.web.backends.b2.adress", "did you mean \"address\"")]),
+    (&[("health_check:", "healthCheck:")], &[("11:5", "pools.web.healthCheck", "did you mean \"health_check\"")]),
+    (&[("drain_timeout:", "Drain-Timeout:")], &[("12:1", "Drain-Timeout", "did you mean \"drain_timeout\"")]),
+    (&[("drain_timeout:", "colour:")], &[("12:1", "colour", "has the keys listeners, pools")]),
+    // The value of a misspelled key is checked as well.
+    (
+        &[("interval: 2s", "intervall: 2")],
+        &[
+            ("11:21", "pools.web.health_check.intervall", "did you mean \"interval\""),
+            ("11:32", "pools.web.health_check.intervall", "write 2s"),
+        ],
+    ),
+    (&[("    pool: web\n", "")], &[("2:3", "listeners.web.pool", "is missing; write `pool: NAME`")]),
+    (&[("address: \"127.0.0.1:9002\", ", "")], &[("10:7", "pools.web.backends.b2.address", "is missing")]),
+    (
+        &[("    pool: web\n", "    pool: web\n    pool: web\n")],
+        &[("5:5", "listeners.web.pool", "written twice, first on line 4")],
+    ),
+    (
+        &[("drain", "  web: { backends: { x: 10.0.0.1 } }\ndrain")],
+        &[("12:3", "pools.web", "written twice, first on line 6"), ("12:25", "pools.web.backends.x", "has no port")],
+    ),
+    (&[("b2:", "b1:")], &[("10:7", "pools.web.backends.b1", "written twice, first on line 9")]),
+    (
+        &[("pool: web", "pool: api"), ("drain", "pools: { api: { backends: { x: 10.0.0.1:1 } } }\ndrain")],
+        &[("12:1", "pools", "written twice, first on line 5")],
+    ),
+    (&[("drain_timeout: 30s", "retries: 3")], &[("12:1", "retries", "it is a key of a pool: pools.NAME.retries")]),
+    (
+        &[("    pool: web", "    pool: web\n    weight: 3")],
+        &[("5:5", "listeners.web.weight", "pools.NAME.backends.NAME.weight")],
+    ),
+    (
+        &[("    balance", "    interval: 2s\n    balance")],
+        &[("7:5", "pools.web.interval", "a key of health_check: pools.NAME.health_check.interval")],
+    ),
+    (
+        &[("    balance", "    send_proxy: v2\n    balance")],
+        &[("7:5", "pools.web.send_proxy", "not supported by this version of lbd yet; remove it")],
+    ),
+    (&[("drain_timeout: 30s", "admin: { listen: 127.0.0.1:9900 }")], &[("12:1", "admin", "not supported")]),
+    (&[("weight: 2", "port: 80")], &[("10:40", "pools.web.backends.b2.port", "write it in the address")]),
+    (
+        &[("pool: web", "? [a]\n    : b\n    pool: web")],
+        &[("4:7", "listeners.web", "a key must be a text, found a list")],
+    ),
+];
+
 #[test]
 fn keys_that_are_unknown_missing_repeated_or_elsewhere() {
-    assert_table(&[
-        (&[("balance:", "ballance:")], &[("7:5", "pools.web.ballance", "did you mean \"balance\"")]),
-        (&[("listeners:", "listener:")], &[("1:1", "listener", "did you mean \"listeners\"")]),
-        (&[("pools:", "pool:")], &[("5:1", "pool", "did you mean \"pools\"")]),
-        (&[("backends:", "backend:")], &[("8:5", "pools.web.backend", "did you mean \"backends\"")]),
-        (&[("backends:", "servers:")], &[("8:5", "pools.web.servers", "did you mean \"backends\"")]),
-        (&[("address:", "adress:")], &[("10:13", "pools.web.backends.b2.adress", "did you mean \"address\"")]),
-        (&[("health_check:", "healthCheck:")], &[("11:5", "pools.web.healthCheck", "did you mean \"health_check\"")]),
-        (&[("drain_timeout:", "Drain-Timeout:")], &[("12:1", "Drain-Timeout", "did you mean \"drain_timeout\"")]),
-        (&[("drain_timeout:", "colour:")], &[("12:1", "colour", "has the keys listeners, pools")]),
-        // The value of a misspelled key is checked as well.
-        (
-            &[("interval: 2s", "intervall: 2")],
-            &[
-                ("11:21", "pools.web.health_check.intervall", "did you mean \"interval\""),
-                ("11:32", "pools.web.health_check.intervall", "write 2s"),
-            ],
-        ),
-        (&[("    pool: web\n", "")], &[("2:3", "listeners.web.pool", "is missing; write `pool: NAME`")]),
-        (&[("address: \"127.0.0.1:9002\", ", "")], &[("10:7", "pools.web.backends.b2.address", "is missing")]),
-        (
-            &[("    pool: web\n", "    pool: web\n    pool: web\n")],
-            &[("5:5", "listeners.web.pool", "written twice, first on line 4")],
-        ),
-        (
-            &[("drain", "  web: { backends: { x: 10.0.0.1 } }\ndrain")],
-            &[
-                ("12:3", "pools.web", "written twice, first on line 6"),
-                ("12:25", "pools.web.backends.x", "has no port"),
-            ],
-        ),
-        (&[("b2:", "b1:")], &[("10:7", "pools.web.backends.b1", "written twice, first on line 9")]),
-        (
-            &[("pool: web", "pool: api"), ("drain", "pools: { api: { backends: { x: 10.0.0.1:1 } } }\ndrain")],
-            &[("12:1", "pools", "written twice, first on line 5")],
-        ),
-        (&[("drain_timeout: 30s", "retries: 3")], &[("12:1", "retries", "it is a key of a pool: pools.NAME.retries")]),
-        (
-            &[("    pool: web", "    pool: web\n    weight: 3")],
-            &[("5:5", "listeners.web.weight", "pools.NAME.backends.NAME.weight")],
-        ),
-        (
-            &[("    balance", "    interval: 2s\n    balance")],
-            &[("7:5", "pools.web.interval", "a key of health_check: pools.NAME.health_check.interval")],
-        ),
-        (
-            &[("    balance", "    send_proxy: v2\n    balance")],
-            &[("7:5", "pools.web.send_proxy", "not supported by this version of lbd yet; remove it")],
-        ),
-        (&[("drain_timeout: 30s", "admin: { listen: 127.0.0.1:9900 }")], &[("12:1", "admin", "not supported")]),
-        (&[("weight: 2", "port: 80")], &[("10:40", "pools.web.backends.b2.port", "write it in the address")]),
-        (
-            &[("pool: web", "? [a]\n    : b\n    pool: web")],
-            &[("4:7", "listeners.web", "a key must be a text, found a list")],
-        ),
-    ]);
+    assert_table(KEYS);
 }
+
+const DEPTHS: &[Row] = &[
+    (&[("    backends:\n", "  backends:\n")], &[("8:3", "pools.web.backends", "write 4 spaces")]),
+    (
+        &[("    bind: 0.0.0.0:8080\n    pool: web", "  bind: 0.0.0.0:8080\n  pool: web")],
+        &[("3:3", "listeners.bind", "indent it more, so that it stands in \"web\"")],
+    ),
+    (
+        &[("  web:\n    bind: 0.0.0.0:8080\n    pool: web", "  bind: 0.0.0.0:8080\n  pool: web")],
+        &[("2:3", "listeners.bind", "whose name is missing; write a name above")],
+    ),
+    (
+        &[("  web:\n    bind: 0.0.0.0:8080\n    pool: web", "web:\n  bind: 0.0.0.0:8080\n  pool: web")],
+        &[("2:1", "web", "stands beside \"listeners\", not in it")],
+    ),
+    (
+        &[("      b1: 127.0.0.1:9001\n      b2:", "    b1: 127.0.0.1:9001\n    b2:")],
+        &[("9:5", "pools.web.b1", "stands beside \"backends\", not in it")],
+    ),
+    (
+        &[("    backends:\n      b1: 127.0.0.1:9001\n      b2:", "    b1: 127.0.0.1:9001\n    b2:")],
+        &[("8:5", "pools.web.b1", "write `backends:` above it")],
+    ),
+    (&[("    health_check", "      health_check")], &[("11:7", "pools.web.backends.health_check", "indent it less")]),
+    (
+        &[("    health_check: { interval: 2s, timeout: 1s }", "      retries: 2")],
+        &[("11:7", "pools.web.backends.retries", "a key of a pool; indent it less")],
+    ),
+    (
+        &[("    pool: web", "    keepalive:\n      idle: 5s\n      pool: web")],
+        &[("6:7", "listeners.web.keepalive.pool", "does not belong in keepalive")],
+    ),
+    (
+        &[("drain_timeout", "  drain_timeout")],
+        &[("12:3", "pools.drain_timeout", "a key of the top level; indent it less")],
+    ),
+    (
+        &[("{ interval: 2s, timeout: 1s }", ""), ("drain", "    interval: 5\n    timeout: 2s\ndrain")],
+        &[
+            ("12:5", "pools.web.interval", "stands beside \"health_check\""),
+            ("12:15", "pools.web.health_check.interval", "has no unit"),
+        ],
+    ),
+];
 
 #[test]
 fn entries_at_the_wrong_depth_are_one_problem_each() {
-    assert_table(&[
-        (&[("    backends:\n", "  backends:\n")], &[("8:3", "pools.web.backends", "write 4 spaces")]),
-        (
-            &[("    bind: 0.0.0.0:8080\n    pool: web", "  bind: 0.0.0.0:8080\n  pool: web")],
-            &[("3:3", "listeners.bind", "indent it more, so that it stands in \"web\"")],
-        ),
-        (
-            &[("  web:\n    bind: 0.0.0.0:8080\n    pool: web", "  bind: 0.0.0.0:8080\n  pool: web")],
-            &[("2:3", "listeners.bind", "whose name is missing; write a name above")],
-        ),
-        (
-            &[("  web:\n    bind: 0.0.0.0:8080\n    pool: web", "web:\n  bind: 0.0.0.0:8080\n  pool: web")],
-            &[("2:1", "web", "stands beside \"listeners\", not in it")],
-        ),
-        (
-            &[("      b1: 127.0.0.1:9001\n      b2:", "    b1: 127.0.0.1:9001\n    b2:")],
-            &[("9:5", "pools.web.b1", "stands beside \"backends\", not in it")],
-        ),
-        (
-            &[("    backends:\n      b1: 127.0.0.1:9001\n      b2:", "    b1: 127.0.0.1:9001\n    b2:")],
-            &[("8:5", "pools.web.b1", "write `backends:` above it")],
-        ),
-        (
-            &[("    health_check", "      health_check")],
-            &[("11:7", "pools.web.backends.health_check", "indent it less")],
-        ),
-        (
-            &[("    health_check: { interval: 2s, timeout: 1s }", "      retries: 2")],
-            &[("11:7", "pools.web.backends.retries", "a key of a pool; indent it less")],
-        ),
-        (
-            &[("    pool: web", "    keepalive:\n      idle: 5s\n      pool: web")],
-            &[("6:7", "listeners.web.keepalive.pool", "does not belong in keepalive")],
-        ),
-        (
-            &[("drain_timeout", "  drain_timeout")],
-            &[("12:3", "pools.drain_timeout", "a key of the top level; indent it less")],
-        ),
-        (
-            &[("{ interval: 2s, timeout: 1s }", ""), ("drain", "    interval: 5\n    timeout: 2s\ndrain")],
-            &[
-                ("12:5", "pools.web.interval", "stands beside \"health_check\""),
-                ("12:15", "pools.web.health_check.interval", "has no unit"),
-            ],
-        ),
-    ]);
+    assert_table(DEPTHS);
 }
+
+const VALUES: &[Row] = &[
+    (
+        &[("weight: 2", "weight: -1")],
+        &[("10:48", "pools.web.backends.b2.weight", "write a whole number from 0 to 256")],
+    ),
+    (&[("weight: 2", "weight: 257")], &[("10:48", "pools.web.backends.b2.weight", "out of range")]),
+    (&[("weight: 2", "weight: 1.5")], &[("10:48", "pools.web.backends.b2.weight", "is not whole")]),
+    (&[("weight: 2", "weight: \"2\"")], &[("10:48", "pools.web.backends.b2.weight", "write 2 without quotes")]),
+    (&[("weight: 2", "weight: heavy")], &[("10:48", "pools.web.backends.b2.weight", "found the text \"heavy\"")]),
+    (&[("weight: 2", "weight: ")], &[("10:40", "pools.web.backends.b2.weight", "the value is missing")]),
+    (&[("weight: 2", "weight: 2, backup: yes")], &[("10:59", "pools.web.backends.b2.backup", "write true")]),
+    (&[("interval: 2s", "interval: 2")], &[("11:31", "pools.web.health_check.interval", "no unit; write 2s")]),
+    (&[("interval: 2s", "interval: 0s")], &[("11:31", "pools.web.health_check.interval", "write at least 1ms")]),
+    (&[("interval: 2s", "interval: 2 sec")], &[("11:31", "pools.web.health_check.interval", "write 2s")]),
+    (&[("interval: 2s", "interval: 1.5s")], &[("11:31", "pools.web.health_check.interval", "write 1500ms")]),
+    (&[("interval: 2s", "interval: soon")], &[("11:31", "pools.web.health_check.interval", "is not a duration")]),
+    (&[("interval: 2s", "interval: [2s]")], &[("11:31", "pools.web.health_check.interval", "found a list")]),
+    (
+        &[("{ address", "{ naïve: 1, address"), ("weight: 2", "weight: -2")],
+        &[
+            ("10:13", "pools.web.backends.b2.naïve", "unknown key"),
+            ("10:58", "pools.web.backends.b2.weight", "write a whole number from 0 to 256"),
+        ],
+    ),
+    (&[("interval: 2s", "interval: 0")], &[("11:31", "pools.web.health_check.interval", "0 makes no sense here")]),
+    (&[("30s", "-30s")], &[("12:16", "drain_timeout", "is negative; write 30s")]),
+    (&[("30s", "400d")], &[("12:16", "drain_timeout", "at most 365d")]),
+    (&[("drain_timeout: 30s", "removed_timeout: forever")], &[("12:18", "removed_timeout", "write never")]),
+    (&[("drain_timeout: 30s", "watch: yes")], &[("12:8", "watch", "write true")]),
+    (&[("drain_timeout: 30s", "watch: \"false\"")], &[("12:8", "watch", "write false without quotes")]),
+    (&[("round_robin", "leastconn")], &[("7:14", "pools.web.balance", "did you mean \"least_connections\"")]),
+    (&[("round_robin", "roundrobin")], &[("7:14", "pools.web.balance", "did you mean \"round_robin\"")]),
+    (&[("round_robin", "ip_hash")], &[("7:14", "pools.web.balance", "did you mean \"source_hash\"")]),
+    (&[("round_robin", "fastest")], &[("7:14", "pools.web.balance", "write one of round_robin")]),
+    (&[("timeout: 1s", "type: http")], &[("11:41", "pools.web.health_check.type", "write tcp")]),
+    (
+        &[("timeout: 1s", "jitter: 10, rise: 0, fall: -1, port: 0")],
+        &[
+            ("11:43", "pools.web.health_check.jitter", "write 10%"),
+            ("11:53", "pools.web.health_check.rise", "from 1 to"),
+            ("11:62", "pools.web.health_check.fall", "from 1 to"),
+            ("11:72", "pools.web.health_check.port", "from 1 to 65535"),
+        ],
+    ),
+    (&[("timeout: 1s", "send: PING\\r\\n")], &[("11:41", "pools.web.health_check.send", "write \"PING\\r\\n\"")]),
+    (&[("timeout: 1s", "expect: \"\"")], &[("11:43", "pools.web.health_check.expect", "remove the key")]),
+    (&[("{ interval: 2s, timeout: 1s }", "true")], &[("11:19", "pools.web.health_check", "found true")]),
+    (
+        &[("    balance", "    queue: 100\n    balance")],
+        &[("7:12", "pools.web.queue", "keys max, timeout, found the number 100")],
+    ),
+    (
+        &[("    pool: web", "    pool: web\n    max_connections: 10k")],
+        &[("5:22", "listeners.web.max_connections", "found the text \"10k\"")],
+    ),
+    (
+        &[("    pool: web", "    pool: web\n    keepalive: { idle: 500ms, interval: 40000s, count: 128 }")],
+        &[
+            ("5:24", "listeners.web.keepalive.idle", "write 1s"),
+            ("5:41", "listeners.web.keepalive.interval", "at most 32767s"),
+            ("5:56", "listeners.web.keepalive.count", "at most 127"),
+        ],
+    ),
+    (
+        &[("drain_timeout: 30s", "process: { workers: 0, buffer_memory: 64k }")],
+        &[("12:21", "process.workers", "from 1 to 1024"), ("12:39", "process.buffer_memory", "write 64KiB")],
+    ),
+    (
+        &[("drain_timeout: 30s", "control: { mode: 0660, socket: run/x, group: [] }")],
+        &[
+            ("12:18", "control.mode", "write \"0660\" in quotes"),
+            ("12:32", "control.socket", "is not absolute"),
+            ("12:46", "control.group", "found a list"),
+        ],
+    ),
+    (
+        &[("drain_timeout: 30s", "log: { connections: of, level: warning }")],
+        &[("12:21", "log.connections", "one of off"), ("12:32", "log.level", "did you mean \"warn\"")],
+    ),
+    (&[("pool: web", "pool: wbe")], &[("4:11", "listeners.web.pool", "did you mean \"web\"")]),
+    (&[("b1:", "b/1:")], &[("9:7", "pools.web.backends.b/1", "must not contain '/'")]),
+];
 
 #[test]
 fn values_that_are_wrong_say_what_to_write() {
-    assert_table(&[
-        (
-            &[("weight: 2", "weight: -1")],
-            &[("10:48", "pools.web.backends.b2.weight", "write a whole number from 0 to 256")],
-        ),
-        (&[("weight: 2", "weight: 257")], &[("10:48", "pools.web.backends.b2.weight", "out of range")]),
-        (&[("weight: 2", "weight: 1.5")], &[("10:48", "pools.web.backends.b2.weight", "is not whole")]),
-        (&[("weight: 2", "weight: \"2\"")], &[("10:48", "pools.web.backends.b2.weight", "write 2 without quotes")]),
-        (&[("weight: 2", "weight: heavy")], &[("10:48", "pools.web.backends.b2.weight", "found the text \"heavy\"")]),
-        (&[("weight: 2", "weight: ")], &[("10:40", "pools.web.backends.b2.weight", "the value is missing")]),
-        (&[("weight: 2", "weight: 2, backup: yes")], &[("10:59", "pools.web.backends.b2.backup", "write true")]),
-        (&[("interval: 2s", "interval: 2")], &[("11:31", "pools.web.health_check.interval", "no unit; write 2s")]),
-        (&[("interval: 2s", "interval: 0s")], &[("11:31", "pools.web.health_check.interval", "write at least 1ms")]),
-        (&[("interval: 2s", "interval: 2 sec")], &[("11:31", "pools.web.health_check.interval", "write 2s")]),
-        (&[("interval: 2s", "interval: 1.5s")], &[("11:31", "pools.web.health_check.interval", "write 1500ms")]),
-        (&[("interval: 2s", "interval: soon")], &[("11:31", "pools.web.health_check.interval", "is not a duration")]),
-        (&[("interval: 2s", "interval: [2s]")], &[("11:31", "pools.web.health_check.interval", "found a list")]),
-        (
-            &[("{ address", "{ naïve: 1, address"), ("weight: 2", "weight: -2")],
-            &[
-                ("10:13", "pools.web.backends.b2.naïve", "unknown key"),
-                ("10:58", "pools.web.backends.b2.weight", "write a whole number from 0 to 256"),
-            ],
-        ),
-        (&[("interval: 2s", "interval: 0")], &[("11:31", "pools.web.health_check.interval", "0 makes no sense here")]),
-        (&[("30s", "-30s")], &[("12:16", "drain_timeout", "is negative; write 30s")]),
-        (&[("30s", "400d")], &[("12:16", "drain_timeout", "at most 365d")]),
-        (&[("drain_timeout: 30s", "removed_timeout: forever")], &[("12:18", "removed_timeout", "write never")]),
-        (&[("drain_timeout: 30s", "watch: yes")], &[("12:8", "watch", "write true")]),
-        (&[("drain_timeout: 30s", "watch: \"false\"")], &[("12:8", "watch", "write false without quotes")]),
-        (&[("round_robin", "leastconn")], &[("7:14", "pools.web.balance", "did you mean \"least_connections\"")]),
-        (&[("round_robin", "roundrobin")], &[("7:14", "pools.web.balance", "did you mean \"round_robin\"")]),
-        (&[("round_robin", "ip_hash")], &[("7:14", "pools.web.balance", "did you mean \"source_hash\"")]),
-        (&[("round_robin", "fastest")], &[("7:14", "pools.web.balance", "write one of round_robin")]),
-        (&[("timeout: 1s", "type: http")], &[("11:41", "pools.web.health_check.type", "write tcp")]),
-        (
-            &[("timeout: 1s", "jitter: 10, rise: 0, fall: -1, port: 0")],
-            &[
-                ("11:43", "pools.web.health_check.jitter", "write 10%"),
-                ("11:53", "pools.web.health_check.rise", "from 1 to"),
-                ("11:62", "pools.web.health_check.fall", "from 1 to"),
-                ("11:72", "pools.web.health_check.port", "from 1 to 65535"),
-            ],
-        ),
-        (&[("timeout: 1s", "send: PING\\r\\n")], &[("11:41", "pools.web.health_check.send", "write \"PING\\r\\n\"")]),
-        (&[("timeout: 1s", "expect: \"\"")], &[("11:43", "pools.web.health_check.expect", "remove the key")]),
-        (&[("{ interval: 2s, timeout: 1s }", "true")], &[("11:19", "pools.web.health_check", "found true")]),
-        (
-            &[("    balance", "    queue: 100\n    balance")],
-            &[("7:12", "pools.web.queue", "keys max, timeout, found the number 100")],
-        ),
-        (
-            &[("    pool: web", "    pool: web\n    max_connections: 10k")],
-            &[("5:22", "listeners.web.max_connections", "found the text \"10k\"")],
-        ),
-        (
-            &[("    pool: web", "    pool: web\n    keepalive: { idle: 500ms, interval: 40000s, count: 128 }")],
-            &[
-                ("5:24", "listeners.web.keepalive.idle", "write 1s"),
-                ("5:41", "listeners.web.keepalive.interval", "at most 32767s"),
-                ("5:56", "listeners.web.keepalive.count", "at most 127"),
-            ],
-        ),
-        (
-            &[("drain_timeout: 30s", "process: { workers: 0, buffer_memory: 64k }")],
-            &[("12:21", "process.workers", "from 1 to 1024"), ("12:39", "process.buffer_memory", "write 64KiB")],
-        ),
-        (
-            &[("drain_timeout: 30s", "control: { mode: 0660, socket: run/x, group: [] }")],
-            &[
-                ("12:18", "control.mode", "write \"0660\" in quotes"),
-                ("12:32", "control.socket", "is not absolute"),
-                ("12:46", "control.group", "found a list"),
-            ],
-        ),
-        (
-            &[("drain_timeout: 30s", "log: { connections: of, level: warning }")],
-            &[("12:21", "log.connections", "one of off"), ("12:32", "log.level", "did you mean \"warn\"")],
-        ),
-        (&[("pool: web", "pool: wbe")], &[("4:11", "listeners.web.pool", "did you mean \"web\"")]),
-        (&[("b1:", "b/1:")], &[("9:7", "pools.web.backends.b/1", "must not contain '/'")]),
-    ]);
+    assert_table(VALUES);
 }
+
+const ADDRESSES: &[Row] = &[
+    (&[("127.0.0.1:9001", "127.0.0.1")], &[("9:11", "pools.web.backends.b1", "has no port")]),
+    (&[("127.0.0.1:9001", "127.0.0.1:99999")], &[("9:11", "pools.web.backends.b1", "\"99999\" is not a port")]),
+    (&[("127.0.0.1:9001", "127.0.0.1:0")], &[("9:11", "pools.web.backends.b1", "port 0")]),
+    (&[("127.0.0.1:9001", "9001:127.0.0.1")], &[("9:11", "pools.web.backends.b1", "write \"127.0.0.1:9001\"")]),
+    (&[("127.0.0.1:9001", "localhost:9001")], &[("9:11", "pools.web.backends.b1", "write \"127.0.0.1:9001\"")]),
+    (&[("127.0.0.1:9001", "db.example:9001")], &[("9:11", "pools.web.backends.b1", "is a host name")]),
+    (&[("127.0.0.1:9001", "10.0.0.256:9001")], &[("9:11", "pools.web.backends.b1", "from 0 to 255")]),
+    (&[("127.0.0.1:9001", "::1:9001")], &[("9:11", "pools.web.backends.b1", "write \"[::1]:9001\"")]),
+    (&[("127.0.0.1:9001", "tcp://10.0.0.1:80")], &[("9:11", "pools.web.backends.b1", "write \"10.0.0.1:80\"")]),
+    (
+        &[("127.0.0.1:9001", "127.0.0.1:9002")],
+        &[("10:22", "pools.web.backends.b2.address", "is the address of pools.web.backends.b1 too")],
+    ),
+    (
+        &[("127.0.0.1:9001", "127.0.0.1:8080")],
+        &[("9:11", "pools.web.backends.b1", "is listeners.web.bind of lbd itself")],
+    ),
+    (&[("0.0.0.0:8080", "8080")], &[("3:11", "listeners.web.bind", "write \"0.0.0.0:8080\"")]),
+    (&[("0.0.0.0:8080", ":8080")], &[("3:11", "listeners.web.bind", "write \"0.0.0.0:8080\"")]),
+    (&[("0.0.0.0:8080", "[]")], &[("3:11", "listeners.web.bind", "at least one address")]),
+    (&[("0.0.0.0:8080", "unix:web.sock")], &[("3:11", "listeners.web.bind", "is not absolute")]),
+    (
+        &[("0.0.0.0:8080", "[ 0.0.0.0:80, 10.0.0.1:80 ]")],
+        &[("3:25", "listeners.web.bind.1", "overlaps with 0.0.0.0:80 of listeners.web.bind.0 on line 3")],
+    ),
+    (
+        &[("pools:", "  v6: { bind: \"[::]:8080\", pool: web }\npools:")],
+        &[("5:15", "listeners.v6.bind", "overlaps with 0.0.0.0:8080 of listeners.web.bind on line 3")],
+    ),
+    (
+        &[("0.0.0.0:8080", "unix:/run/a.sock"), ("drain_timeout: 30s", "control: { socket: /run//a.sock }")],
+        &[("3:11", "listeners.web.bind", "is the control socket")],
+    ),
+    (
+        &[("b1: 127.0.0.1:9001", "b1: { address: 127.0.0.1:9001, weight: 0 }"), ("weight: 2", "weight: 0")],
+        &[("8:5", "pools.web.backends", "every backend has weight 0")],
+    ),
+];
 
 #[test]
 fn addresses_that_are_wrong_or_clash() {
-    assert_table(&[
-        (&[("127.0.0.1:9001", "127.0.0.1")], &[("9:11", "pools.web.backends.b1", "has no port")]),
-        (&[("127.0.0.1:9001", "127.0.0.1:99999")], &[("9:11", "pools.web.backends.b1", "\"99999\" is not a port")]),
-        (&[("127.0.0.1:9001", "127.0.0.1:0")], &[("9:11", "pools.web.backends.b1", "port 0")]),
-        (&[("127.0.0.1:9001", "9001:127.0.0.1")], &[("9:11", "pools.web.backends.b1", "write \"127.0.0.1:9001\"")]),
-        (&[("127.0.0.1:9001", "localhost:9001")], &[("9:11", "pools.web.backends.b1", "write \"127.0.0.1:9001\"")]),
-        (&[("127.0.0.1:9001", "db.example:9001")], &[("9:11", "pools.web.backends.b1", "is a host name")]),
-        (&[("127.0.0.1:9001", "10.0.0.256:9001")], &[("9:11", "pools.web.backends.b1", "from 0 to 255")]),
-        (&[("127.0.0.1:9001", "::1:9001")], &[("9:11", "pools.web.backends.b1", "write \"[::1]:9001\"")]),
-        (&[("127.0.0.1:9001", "tcp://10.0.0.1:80")], &[("9:11", "pools.web.backends.b1", "write \"10.0.0.1:80\"")]),
-        (
-            &[("127.0.0.1:9001", "127.0.0.1:9002")],
-            &[("10:22", "pools.web.backends.b2.address", "is the address of pools.web.backends.b1 too")],
-        ),
-        (
-            &[("127.0.0.1:9001", "127.0.0.1:8080")],
-            &[("9:11", "pools.web.backends.b1", "is listeners.web.bind of lbd itself")],
-        ),
-        (&[("0.0.0.0:8080", "8080")], &[("3:11", "listeners.web.bind", "write \"0.0.0.0:8080\"")]),
-        (&[("0.0.0.0:8080", ":8080")], &[("3:11", "listeners.web.bind", "write \"0.0.0.0:8080\"")]),
-        (&[("0.0.0.0:8080", "[]")], &[("3:11", "listeners.web.bind", "at least one address")]),
-        (&[("0.0.0.0:8080", "unix:web.sock")], &[("3:11", "listeners.web.bind", "is not absolute")]),
-        (
-            &[("0.0.0.0:8080", "[ 0.0.0.0:80, 10.0.0.1:80 ]")],
-            &[("3:25", "listeners.web.bind.1", "overlaps with 0.0.0.0:80 of listeners.web.bind.0 on line 3")],
-        ),
-        (
-            &[("pools:", "  v6: { bind: \"[::]:8080\", pool: web }\npools:")],
-            &[("5:15", "listeners.v6.bind", "overlaps with 0.0.0.0:8080 of listeners.web.bind on line 3")],
-        ),
-        (
-            &[("0.0.0.0:8080", "unix:/run/a.sock"), ("drain_timeout: 30s", "control: { socket: /run//a.sock }")],
-            &[("3:11", "listeners.web.bind", "is the control socket")],
-        ),
-        (
-            &[("b1: 127.0.0.1:9001", "b1: { address: 127.0.0.1:9001, weight: 0 }"), ("weight: 2", "weight: 0")],
-            &[("8:5", "pools.web.backends", "every backend has weight 0")],
-        ),
-    ]);
+    assert_table(ADDRESSES);
 }
 
 #[test]
@@ -308,47 +312,64 @@ fn addresses_that_only_look_alike_do_not_clash() {
     ]);
 }
 
+const SYNTAX: &[Row] = &[
+    (&[("pool: web", "pool:web")], &[("4:5", "listeners.web.pool", "a space is missing after \"pool:\"")]),
+    (&[("bind: 0", "bind:0")], &[("3:5", "listeners.web.bind", "a space is missing after \"bind:\"")]),
+    (
+        &[("b1: 127", "b1:127"), ("b2: { address: \"127.0.0.1:9002\", weight: 2 }", "b2:127.0.0.1:9002")],
+        &[
+            ("9:7", "pools.web.backends.b1", "a space is missing"),
+            ("10:7", "pools.web.backends.b2", "a space is missing"),
+        ],
+    ),
+    (&[("weight: 2", "weight:2")], &[("10:40", "pools.web.backends.b2.weight", "a space is missing")]),
+    (&[("pool: web", "pool web")], &[("4:5", "listeners.web.pool", "a colon is missing after \"pool\"")]),
+    (&[("pools:", "pools")], &[("5:1", "pools", "a colon is missing after \"pools\"")]),
+    (&[("pool: web", "pool = web")], &[("4:5", "listeners.web.pool", "followed by a colon")]),
+    (&[("    pool: web", "\tpool: web")], &[("4:1", "listeners.web.pool", "a tab in the indentation, where")]),
+    (&[("pool: web", "pool:\tweb")], &[("4:10", "listeners.web.pool", "a tab after the colon")]),
+    (&[("    pool: web", "    \u{a0}pool: web")], &[("4:5", "listeners.web.pool", "a no-break space")]),
+    (&[("    pool: web", "      pool: web")], &[("4:7", "listeners.web.pool", "write 4 spaces")]),
+    (&[("    pool: web", "   pool: web")], &[("4:4", "listeners.web.pool", "write 4 spaces")]),
+    (&[("0.0.0.0:8080", "\"0.0.0.0:8080")], &[("3:11", "listeners.web.bind", "the quote is not closed")]),
+    (&[("9002\", weight", "9002, weight")], &[("10:22", "pools.web.backends.b2.address", "the quote is not closed")]),
+    (&[("weight: 2 }", "weight: 2")], &[("10:11", "pools.web.backends.b2", "the bracket is not closed")]),
+    (&[("weight: 2 }", "weight: 2 }}")], &[("10:51", "pools.web.backends.b2.weight", "one \"}\" too many")]),
+    (
+        &[("interval: 2s, ", "interval: 2s ")],
+        &[("11:33", "pools.web.health_check.interval", "a comma is missing before \"timeout\"")],
+    ),
+    (&[("0.0.0.0:8080", "[::]:8080")], &[("3:11", "listeners.web.bind", "write \"[::]:8080\"")]),
+    (&[("0.0.0.0:8080", "*:8080")], &[("3:11", "listeners.web.bind", "write 0.0.0.0:8080")]),
+    (&[("0.0.0.0:8080", "@web")], &[("3:11", "listeners.web.bind", "put it in quotes")]),
+    (&[("0.0.0.0:8080", "0.0.0.0: 8080")], &[("3:11", "listeners.web.bind", "write `bind: 0.0.0.0:8080`")]),
+    (&[("    bind", "    - bind")], &[("3:5", "listeners.web.bind", "the dash begins a list")]),
+    (&[("timeout: 1s", "send: \"\\q\"")], &[("11:42", "pools.web.health_check.send", "an unknown escape")]),
+    (&[("drain", "---\ndrain")], &[("12:1", "", "a second document begins here")]),
+    (&[("2s", "!!str 2s")], &[("11:31", "", "the tag")]),
+];
+
 #[test]
 fn slips_of_syntax_are_found_and_the_rest_of_the_file_is_read() {
-    assert_table(&[
-        (&[("pool: web", "pool:web")], &[("4:5", "listeners.web.pool", "a space is missing after \"pool:\"")]),
-        (&[("bind: 0", "bind:0")], &[("3:5", "listeners.web.bind", "a space is missing after \"bind:\"")]),
-        (
-            &[("b1: 127", "b1:127"), ("b2: { address: \"127.0.0.1:9002\", weight: 2 }", "b2:127.0.0.1:9002")],
-            &[
-                ("9:7", "pools.web.backends.b1", "a space is missing"),
-                ("10:7", "pools.web.backends.b2", "a space is missing"),
-            ],
-        ),
-        (&[("weight: 2", "weight:2")], &[("10:40", "pools.web.backends.b2.weight", "a space is missing")]),
-        (&[("pool: web", "pool web")], &[("4:5", "listeners.web.pool", "a colon is missing after \"pool\"")]),
-        (&[("pools:", "pools")], &[("5:1", "pools", "a colon is missing after \"pools\"")]),
-        (&[("pool: web", "pool = web")], &[("4:5", "listeners.web.pool", "followed by a colon")]),
-        (&[("    pool: web", "\tpool: web")], &[("4:1", "listeners.web.pool", "a tab in the indentation, where")]),
-        (&[("pool: web", "pool:\tweb")], &[("4:10", "listeners.web.pool", "a tab after the colon")]),
-        (&[("    pool: web", "    \u{a0}pool: web")], &[("4:5", "listeners.web.pool", "a no-break space")]),
-        (&[("    pool: web", "      pool: web")], &[("4:7", "listeners.web.pool", "write 4 spaces")]),
-        (&[("    pool: web", "   pool: web")], &[("4:4", "listeners.web.pool", "write 4 spaces")]),
-        (&[("0.0.0.0:8080", "\"0.0.0.0:8080")], &[("3:11", "listeners.web.bind", "the quote is not closed")]),
-        (
-            &[("9002\", weight", "9002, weight")],
-            &[("10:22", "pools.web.backends.b2.address", "the quote is not closed")],
-        ),
-        (&[("weight: 2 }", "weight: 2")], &[("10:11", "pools.web.backends.b2", "the bracket is not closed")]),
-        (&[("weight: 2 }", "weight: 2 }}")], &[("10:51", "pools.web.backends.b2.weight", "one \"}\" too many")]),
-        (
-            &[("interval: 2s, ", "interval: 2s ")],
-            &[("11:33", "pools.web.health_check.interval", "a comma is missing before \"timeout\"")],
-        ),
-        (&[("0.0.0.0:8080", "[::]:8080")], &[("3:11", "listeners.web.bind", "write \"[::]:8080\"")]),
-        (&[("0.0.0.0:8080", "*:8080")], &[("3:11", "listeners.web.bind", "write 0.0.0.0:8080")]),
-        (&[("0.0.0.0:8080", "@web")], &[("3:11", "listeners.web.bind", "put it in quotes")]),
-        (&[("0.0.0.0:8080", "0.0.0.0: 8080")], &[("3:11", "listeners.web.bind", "write `bind: 0.0.0.0:8080`")]),
-        (&[("    bind", "    - bind")], &[("3:5", "listeners.web.bind", "the dash begins a list")]),
-        (&[("timeout: 1s", "send: \"\\q\"")], &[("11:42", "pools.web.health_check.send", "an unknown escape")]),
-        (&[("drain", "---\ndrain")], &[("12:1", "", "a second document begins here")]),
-        (&[("2s", "!!str 2s")], &[("11:31", "", "the tag")]),
-    ]);
+    assert_table(SYNTAX);
+}
+
+#[test]
+fn two_faults_are_told_as_each_alone() {
+    let single = |row: &&Row| matches!(row.0, [(from, to)] if from.matches('\n').count() == to.matches('\n').count());
+    let rows: Vec<&Row> = [KEYS, VALUES, SYNTAX].into_iter().flatten().filter(single).collect();
+    let line = |row: &Row| BASE[..BASE.find(row.0[0].0).unwrap()].matches('\n').count();
+    let place = |told: &Told| -> Vec<u32> { told.0.split(':').map(|number| number.parse().unwrap()).collect() };
+    // All pairs pass; a share of them is enough for each run.
+    let pairs = rows.iter().enumerate().flat_map(|(n, one)| rows[n + 1..].iter().map(move |other| (one, other)));
+    for (one, other) in pairs.filter(|(one, other)| line(one).abs_diff(line(other)) > 1).step_by(11) {
+        let text = changed(&[one.0[0]]).replace(other.0[0].0, other.0[0].1);
+        let mut told: Vec<_> = one.1.iter().chain(other.1).map(place).collect();
+        told.sort();
+        let problems = problems(&text);
+        let got: Vec<_> = problems.iter().map(|problem| vec![problem.line, problem.column]).collect();
+        assert_eq!(got, told, "{problems:#?}\n{text}");
+    }
 }
 
 #[test]

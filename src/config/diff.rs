@@ -279,6 +279,62 @@ mod tests {
     }
 
     #[test]
+    fn no_key_changes_unseen() {
+        let text = |listener: &str, backend: &str, pool: &str, top: &str| {
+            format!(
+                "listeners: {{ l: {{ bind: 0.0.0.0:80, pool: p{listener} }} }}\n\
+                 pools: {{ p: {{ backends: {{ a: {{ address: 10.0.0.1:1{backend} }}, b: 10.0.0.2:1 }}{pool} }} }}\n{top}"
+            )
+        };
+        let parse = |text: String| Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"));
+        let old = parse(text("", "", ", health_check: {}, queue: {}", ""));
+        let seen = |new: String, key: &str| {
+            let told = ConfigDiff::between(&old, &parse(new)).summary();
+            assert!(told.len() == 1 && told[0].contains(&format!("{key}: ")), "{key}: {told:?}");
+        };
+        let same = ", health_check: {}, queue: {}";
+        for (key, value) in [("max_connections", "5"), ("idle_timeout", "5s")] {
+            seen(text(&format!(", {key}: {value}"), "", same, ""), key);
+        }
+        for (key, value) in [("idle", "5s"), ("interval", "5s"), ("count", "5")] {
+            seen(text(&format!(", keepalive: {{ {key}: {value} }}"), "", same, ""), &format!("keepalive.{key}"));
+        }
+        for (key, value) in [("weight", "5"), ("max_connections", "5"), ("backup", "true")] {
+            seen(text("", &format!(", {key}: {value}"), same, ""), key);
+        }
+        for (key, value) in
+            [("balance", "first"), ("connect_timeout", "1s"), ("half_close_timeout", "1s"), ("retries", "5")]
+        {
+            seen(text("", "", &format!("{same}, {key}: {value}"), ""), key);
+        }
+        for (key, value) in
+            [("port", "5"), ("send", "x"), ("expect", "x"), ("timeout", "5s"), ("rise", "5"), ("fall", "5")]
+        {
+            seen(text("", "", &format!(", queue: {{}}, health_check: {{ {key}: {value} }}"), ""), key);
+        }
+        for (key, value) in [("fast_interval", "5s"), ("down_interval", "5s"), ("jitter", "5%")] {
+            seen(text("", "", &format!(", queue: {{}}, health_check: {{ {key}: {value} }}"), ""), key);
+        }
+        for (key, value) in [("max", "5"), ("timeout", "6s")] {
+            seen(text("", "", &format!(", health_check: {{}}, queue: {{ {key}: {value} }}"), ""), key);
+        }
+        for (section, key, value) in [
+            ("process", "workers", "5"),
+            ("process", "buffer_memory", "1MiB"),
+            ("control", "socket", "/x"),
+            ("control", "mode", "\"0600\""),
+            ("control", "group", "x"),
+            ("log", "level", "warn"),
+            ("log", "connections", "all"),
+        ] {
+            seen(text("", "", same, &format!("{section}: {{ {key}: {value} }}")), &format!("{section}.{key}"));
+        }
+        for (key, value) in [("watch", "false"), ("drain_timeout", "5s"), ("removed_timeout", "5s")] {
+            seen(text("", "", same, &format!("{key}: {value}")), key);
+        }
+    }
+
+    #[test]
     fn a_listener_with_the_addresses_of_one_that_went_is_renamed() {
         let old = Config::parse(
             "listeners: { web: { bind: 0.0.0.0:80, pool: p } }\npools: { p: { backends: { a: 10.0.0.1:1 } } }",

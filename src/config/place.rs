@@ -179,3 +179,55 @@ fn wide_and_exact(ip: IpAddr, port: u16) -> Vec<Span> {
 pub(super) fn tidy(path: &Path) -> PathBuf {
     path.components().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Whether two addresses cannot both be listened on, by comparing them.
+    fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+        let (x, y) = (a.ip().to_canonical(), b.ip().to_canonical());
+        let takes = |wide: IpAddr, ip: IpAddr| wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
+        a.port() == b.port() && a.port() != 0 && (x == y || takes(x, y) || takes(y, x))
+    }
+
+    fn address() -> impl Strategy<Value = SocketAddr> {
+        let ips = ["0.0.0.0", "127.0.0.1", "10.0.0.1", "::", "::1", "::ffff:10.0.0.1"];
+        let ips = ips.map(|ip| ip.parse::<IpAddr>().unwrap()).to_vec();
+        (prop::sample::select(ips), 0..3_u16).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_is_found_as_by_comparing_each_with_each(addresses in prop::collection::vec(address(), 1..8)) {
+            let mut taken = Taken::default();
+            for (number, address) in addresses.iter().enumerate() {
+                let found = taken.add(&Address::Ip(*address), number).is_some();
+                prop_assert_eq!(found, addresses[..number].iter().any(|other| overlap(*other, *address)), "{}", address);
+            }
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_lbd_itself_is_known() {
+        for (backend, listener, reaches) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "0.0.0.0:80", true),
+            ("127.0.0.9:80", "[::]:80", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("[::1]:80", "[::]:80", true),
+            ("[::1]:80", "0.0.0.0:80", false),
+            ("10.0.0.7:80", "0.0.0.0:80", false),
+            ("10.0.0.7:80", "10.0.0.7:80", true),
+            ("127.0.0.1:81", "127.0.0.1:80", false),
+            ("unix:/run//a", "unix:/run/a", true),
+            ("unix:/run/b", "unix:/run/a", false),
+        ] {
+            let mut taken = Taken::default();
+            taken.add(&listener.parse().unwrap(), 0);
+            assert_eq!(taken.reached_from(&backend.parse().unwrap()).is_some(), reaches, "{backend} {listener}");
+        }
+    }
+}

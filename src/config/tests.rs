@@ -439,6 +439,12 @@ fn files_of_another_shape() {
     ] {
         assert_told(text, told);
     }
+    let name_forgotten = BASE.replacen("  web:\n    balance", "  balance", 1).replace("\n    ", "\n  ");
+    assert_told(
+        &name_forgotten.replace("  bind", "    bind").replace("  pool", "    pool"),
+        &[("6:3", "pools.balance", "whose name is missing")],
+    );
+    assert_told(&"x".repeat(2 << 20), &[("1:1", "", "at most 1 MiB is read")]);
     let latin = [b"listeners:\n  caf".as_slice(), b"\xe9: 1\n"].concat();
     assert_eq!(Config::parse(latin).unwrap_err()[0].to_string(), "2:6: the file is not UTF-8 here; save it as UTF-8");
 }

@@ -15,5 +15,6 @@ mod limits;
 mod operator;
 mod proxying;
 mod shortage;
+mod starting;
 mod stopping;
 mod timeouts;

@@ -1,22 +1,17 @@
 //! How the real lbd fails to start: each time it says why and how to mend it, exits with the promised code, and
 //! leaves nothing behind.
 
-#![allow(clippy::unwrap_used)] // clippy sees tests in #[test] functions alone, not in what they call
-
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
-/// Longer than any start takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::client::until;
 
 fn lbd(config: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_lbd"))
@@ -31,16 +26,21 @@ fn lbd(config: &Path) -> Child {
 
 /// The exit code of an lbd that cannot start, and what it said.
 fn failed(config: &Path) -> (Option<i32>, String) {
-    let mut lbd = lbd(config);
-    let deadline = Instant::now() + PATIENCE;
-    // No event tells of the end of a process; the result does not depend on how often it is looked at.
-    while lbd.try_wait().unwrap().is_none() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(5));
-    }
-    let _ = lbd.kill(); // where it did start, or hangs
+    let mut lbd = Killed(lbd(config));
+    let code = until("it gives up", || lbd.0.try_wait().unwrap()).code();
     let mut said = String::new();
-    lbd.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    (lbd.wait().unwrap().code(), said)
+    lbd.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (code, said)
+}
+
+/// Does not outlive its test, should it have started after all.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn write(folder: &TempDir, binds: &[&str]) -> std::path::PathBuf {

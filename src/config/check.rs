@@ -13,7 +13,7 @@ use super::model::*;
 use super::place;
 use super::pool;
 use super::problem::Problem;
-use super::reader::{Item, Path, Placed, Plain, Reader};
+use super::reader::{Checked, Item, Path, Placed, Plain, Reader};
 use super::value::{self, MILLISECOND, boolean, duration, duration_or_never, number, number32, one_of, whole_seconds};
 use crate::words::{Address, ListenerName};
 
@@ -31,7 +31,7 @@ impl Config {
     }
 }
 
-fn check(file: &File) -> (Option<Config>, Vec<Problem>) {
+fn check(file: &File) -> (Option<Config>, Checked) {
     let mut reader = Reader::new(file.lost_from);
     let root = file.root.as_ref().filter(|root| !matches!(*root.value, Value::Null));
     let config = root.and_then(|root| whole(&mut reader, root));

@@ -127,7 +127,7 @@ impl Lines<'_> {
         let slip = |length: usize| {
             let edit = |n: u32| Edit::indentation(n, indent(self.line(n)), indent(self.line(n)) + wanted - depth);
             let edits = block[..length].iter().map(|&n| edit(n)).collect();
-            Slip { weight: each * length, ..Slip::new(place(number, depth), message.clone(), edits) }
+            Slip { moves: true, weight: each * length, ..Slip::new(place(number, depth), message.clone(), edits) }
         };
         lengths.into_iter().map(slip).collect()
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::mend::Mended;
 use super::problem::{Pos, Problem};
+use super::reader::Checked;
 use super::repair;
 use super::value::clip;
 
@@ -95,7 +96,7 @@ impl File {
 }
 
 /// Reads a whole file and checks it. Bounded in time and memory whatever the bytes are.
-pub(super) fn read(bytes: &[u8], check: impl Fn(&File) -> Vec<Problem>) -> (File, Vec<Problem>) {
+pub(super) fn read(bytes: &[u8], check: impl Fn(&File) -> Checked) -> (File, Vec<Problem>) {
     let text = match plain_text(bytes) {
         Ok(text) => text,
         Err((at, message)) => return (File::default(), vec![Problem::new(at, "", message)]),

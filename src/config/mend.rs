@@ -10,13 +10,15 @@ pub(super) struct Slip {
     pub at: Pos,
     pub message: String,
     pub edits: Vec<Edit>,
+    /// Whether lines move to another depth, where their faults may go unseen.
+    pub moves: bool,
     /// How unlikely it is, among candidates that explain as much.
     pub weight: usize,
 }
 
 impl Slip {
     pub fn new(at: Pos, message: impl Into<String>, edits: Vec<Edit>) -> Self {
-        Self { at, message: message.into(), edits, weight: 4 }
+        Self { at, message: message.into(), edits, moves: false, weight: 4 }
     }
 }
 

@@ -77,8 +77,9 @@ fn slip(text: &str, any: &str) -> Option<String> {
         return says("has no colon before the port", SocketAddr::new(ip.parse().ok()?, port.parse().ok()?).to_string());
     }
     // "::1:8080" is an IPv6 address as a whole, and hardly meant to be.
-    if let Some((ip, port)) =
-        trimmed.rsplit_once(':').filter(|(ip, port)| is_port(port) && ip.contains(':') && port.len() > 1)
+    if let Some((ip, port)) = trimmed
+        .rsplit_once(':')
+        .filter(|(ip, port)| is_port(port) && ip.contains(':') && (port.len() > 3 || matches!(*port, "80" | "443")))
     {
         let ip = ip.parse::<Ipv6Addr>().ok()?;
         return says("has an IPv6 address without brackets", format!("[{ip}]:{port}"));

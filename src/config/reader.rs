@@ -73,8 +73,17 @@ pub(super) struct Reader {
     missing: Vec<(String, &'static str, usize)>,
     /// Keys that stand in a wrong mapping: that mapping, the key.
     astray: Vec<(String, String)>,
+    /// Keys whose values nobody looked at.
+    unseen: Vec<Pos>,
     /// The line from which on the file could not be read: nothing is missing for certain.
     lost_from: Option<u32>,
+}
+
+/// What the check of a tree brought to light.
+pub(super) struct Checked {
+    pub problems: Vec<Problem>,
+    /// Keys whose values nobody looked at.
+    pub unseen: Vec<Pos>,
 }
 
 /// More problems than anybody reads; bounds the memory that a file of garbage takes.
@@ -106,13 +115,20 @@ impl Reader {
     }
 
     /// Every problem, in the order of the file.
-    pub fn finish(mut self) -> Vec<Problem> {
+    pub fn finish(mut self) -> Checked {
         self.forgive_missing();
         self.problems.retain(|problem| !problem.message.is_empty());
         self.problems.sort_by_key(Problem::at);
         // What an alias names is seen once for each use.
         self.problems.dedup_by(|b, a| (a.at(), &a.message) == (b.at(), &b.message));
-        self.problems
+        Checked { problems: self.problems, unseen: self.unseen }
+    }
+
+    /// Notes that nobody looks at the value of a key.
+    pub fn pass_over(&mut self, path: &Path<'_>) {
+        if self.unseen.len() < MAX_PROBLEMS {
+            self.unseen.push(path.key_at);
+        }
     }
 
     /// A key that strayed to a mapping above or below is not missing as well: that is one fault.
@@ -151,7 +167,7 @@ impl Reader {
         let mut repeats = 0;
         let mut seen = HashMap::new();
         for entry in self.gathered(item.path, keys, entries) {
-            let entry = self.spaced(item.path, keys, entry);
+            let entry = self.spaced(item.path, keys, &entry);
             let Some(name) = self.key_of(&entry, item.path) else { continue };
             let path = item.path.then(name, entry.key.at);
             let first = *seen.entry(name.to_owned()).or_insert(entry.key.at);
@@ -222,6 +238,9 @@ impl Reader {
             }
         };
         self.report(path.key_at, path, message);
+        if meant.is_none() {
+            self.pass_over(path);
+        }
         meant
     }
 
@@ -273,6 +292,7 @@ impl Reader {
         let mut seen = HashMap::new();
         let mut elements = Vec::new();
         for entry in &self.sorted_out(item.path, keys, entries) {
+            let entry = &self.spaced_name(item.path, entry);
             let Some(name) = self.key_of(entry, item.path) else { continue };
             let first = *seen.entry(name.to_owned()).or_insert(entry.key.at);
             let repeated = first != entry.key.at;

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 
 use super::file::{Fault, File};
 use super::mend::{Mended, Slip};
-use super::problem::Problem;
+use super::problem::{Pos, Problem};
+use super::reader::Checked;
 use super::{depth, syntax, tree};
 
 /// The longest text that is repaired: longer ones are written by programs.
@@ -18,7 +19,7 @@ const MAX_ATTEMPTS: usize = 200;
 const FOLLOWED: usize = 4;
 
 /// Reads a text, as repaired as it can be, with every problem of it.
-pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Vec<Problem>) -> (File, Vec<Problem>) {
+pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Checked) -> (File, Vec<Problem>) {
     let attempts = if text.len() <= MAX_LENGTH { (MAX_READ / (text.len() + 1)).min(MAX_ATTEMPTS) } else { 0 };
     let mut repair = Repair { check, attempts, seen: HashSet::from([text.to_owned()]) };
     let first = repair.reading(Mended::new(text), Vec::new(), 0);
@@ -27,11 +28,11 @@ pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Vec<Problem>) -> (File, 
     (best.file, problems)
 }
 
-/// What a problem counts that stands where a slip was undone: the edit may have hidden others.
-const HIDDEN: usize = 8;
+/// What a line counts that was moved to where nobody looks at it: as many problems as that may hide.
+const UNSEEN: usize = 8;
 
 struct Repair<'a> {
-    check: &'a dyn Fn(&File) -> Vec<Problem>,
+    check: &'a dyn Fn(&File) -> Checked,
     attempts: usize,
     /// Texts that were read already.
     seen: HashSet<String>,
@@ -42,13 +43,20 @@ struct Reading {
     file: File,
     /// Why the text could not be read to its end.
     fault: Option<Fault>,
-    slips: Vec<Problem>,
+    slips: Vec<Undone>,
     /// How unlikely they are.
     weight: usize,
     /// What is wrong beside the slips.
     problems: Vec<Problem>,
-    /// How many problems stand where slips were undone.
+    /// What moved lines may have hidden, in problems.
     hidden: usize,
+}
+
+/// A slip that was undone.
+#[derive(Clone)]
+struct Undone {
+    told: Problem,
+    moves: bool,
 }
 
 impl Repair<'_> {
@@ -93,11 +101,12 @@ impl Repair<'_> {
     /// What comes of undoing a slip, if that leads further.
     fn child(&self, reading: &Reading, slip: &Slip, mended: Mended) -> Option<Reading> {
         let mut slips = reading.slips.clone();
-        slips.push(Problem::new(reading.file.text.origin(slip.at), "", &slip.message));
+        let told = Problem::new(reading.file.text.origin(slip.at), "", &slip.message);
+        slips.push(Undone { told, moves: slip.moves });
         let mut child = self.reading(mended, slips, reading.weight + slip.weight);
         let path = child.file.path_at(slip.at);
-        if let Some(told) = child.slips.last_mut() {
-            told.path = path;
+        if let Some(undone) = child.slips.last_mut() {
+            undone.told.path = path;
         }
         match (&reading.fault, &child.fault) {
             // The parser may stumble over another slip on the same line, or over one just above it.
@@ -113,23 +122,24 @@ impl Repair<'_> {
         .then_some(child)
     }
 
-    fn reading(&self, text: Mended, slips: Vec<Problem>, weight: usize) -> Reading {
+    fn reading(&self, text: Mended, slips: Vec<Undone>, weight: usize) -> Reading {
         let (file, fault) = match depth::odd_space(&text.text) {
             Some(fault) => (File::default(), Some(fault)),
             None => tree::build(&text.text),
         };
-        let lost_from = fault.as_ref().map(|fault| fault.last.line);
+        let lost_from = fault.as_ref().map(|fault| fault.last.line).or(file.lost_from);
         let file = File { text, lost_from, ..file };
-        let mut problems = (self.check)(&file);
+        let Checked { mut problems, unseen } = (self.check)(&file);
         problems.extend(file.problems.iter().map(|(at, message)| Problem::new(*at, "", message)));
         for problem in &mut problems {
             let at = file.text.origin(problem.at());
             (problem.line, problem.column) = (at.line, at.column);
         }
+        let moved = |at: Pos| slips.iter().any(|slip| slip.moves && slip.told.at() == at);
+        let covered = problems.iter().filter(|problem| moved(problem.at())).count();
+        let hidden = covered + UNSEEN * unseen.iter().filter(|at| moved(file.text.origin(**at))).count();
         // What an undone slip leaves at its own place is no problem of its own.
-        let all = problems.len();
-        problems.retain(|problem| slips.iter().all(|slip| slip.at() != problem.at()));
-        let hidden = all - problems.len();
+        problems.retain(|problem| slips.iter().all(|slip| slip.told.at() != problem.at()));
         Reading { file, fault, slips, weight, problems, hidden }
     }
 
@@ -147,11 +157,11 @@ impl Reading {
     /// The less the better: lines that could not be read, problems in all, unlikely slips.
     fn cost(&self) -> (u32, usize, usize) {
         let unread = self.fault.as_ref().map_or(0, |fault| u32::MAX - fault.at.line);
-        (unread, self.slips.len() + self.problems.len() + HIDDEN * self.hidden, self.weight)
+        (unread, self.slips.len() + self.problems.len() + self.hidden, self.weight)
     }
 
     fn told(&self) -> Vec<Problem> {
-        let mut told: Vec<Problem> = self.slips.iter().chain(&self.problems).cloned().collect();
+        let mut told: Vec<Problem> = self.slips.iter().map(|slip| &slip.told).chain(&self.problems).cloned().collect();
         told.sort_by_key(Problem::at);
         told
     }

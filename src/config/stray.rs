@@ -34,8 +34,9 @@ impl Reader {
         let mut rest = entries.iter().peekable();
         while let Some(entry) = rest.next() {
             let known = entry.name().and_then(|name| keys.find(name));
-            // A misspelled key is that key, whatever stands behind it.
-            let meant = || entry.name().is_some_and(|name| matches!(keys.guess(name), Guess::Meant(_)));
+            // A misspelled key is that key, whatever stands behind it; "backend-1" is no misspelled key.
+            let is_key = |name: &str| !name.contains(|c: char| c.is_ascii_digit());
+            let meant = || entry.name().is_some_and(|name| is_key(name) && matches!(keys.guess(name), Guess::Meant(_)));
             let fitting = absent.iter().position(|key| known.is_none() && fits(key.holds, entry));
             let unsaid = fitting.filter(|_| !meant());
             let (section, mut run) = match (known, unsaid) {
@@ -98,13 +99,27 @@ impl Reader {
         parted
     }
 
-    /// `{pool:web}` is a key without a value until a space follows the colon.
-    pub(super) fn spaced(&mut self, path: &Path<'_>, keys: &Keys, entry: Entry) -> Entry {
-        let written = entry.name().filter(|_| is_null(&entry.value)).and_then(|name| name.split_once(':'));
-        let Some((key, value)) = written.filter(|(key, _)| keys.find(key).is_some()) else { return entry };
-        let message = format!("a space is missing after \"{key}:\"; write `{key}: {}`", clip(value));
+    /// `{pool:web}` and `{pool web}` are keys without a value until a colon and a space follow the key.
+    pub(super) fn spaced(&mut self, path: &Path<'_>, keys: &Keys, entry: &Entry) -> Entry {
+        self.unglued(path, entry, |key, _| keys.find(key).is_some())
+    }
+
+    /// The same for `{web-1:10.0.0.7:8080}`.
+    pub(super) fn spaced_name(&mut self, path: &Path<'_>, entry: &Entry) -> Entry {
+        self.unglued(path, entry, |_, value| value.parse::<Address>().is_ok())
+    }
+
+    fn unglued(&mut self, path: &Path<'_>, entry: &Entry, is_key: impl Fn(&str, &str) -> bool) -> Entry {
+        let written = entry.name().filter(|_| is_null(&entry.value)).and_then(|name| name.split_once([':', ' ', '=']));
+        let Some((key, value)) =
+            written.map(|(key, value)| (key, value.trim())).filter(|(key, value)| is_key(key, value))
+        else {
+            return entry.clone();
+        };
+        let what = if entry.name().is_some_and(|name| name[key.len()..].starts_with(':')) { "space" } else { "colon" };
+        let message = format!("a {what} is missing after \"{}\"; write `{}: {}`", clip(key), clip(key), clip(value));
         self.report(entry.key.at, path.then(key, entry.key.at), message);
-        let behind = Pos { column: entry.key.at.column + key.len() as u32 + 1, ..entry.key.at };
+        let behind = Pos { column: entry.key.at.column + key.chars().count() as u32 + 1, ..entry.key.at };
         Entry { key: text(entry.key.at, key), value: text(behind, value) }
     }
 
@@ -122,11 +137,13 @@ impl Reader {
                 Some(Kin::Parent(parent)) => {
                     let what = if parent.at.is_empty() { "the top level" } else { parent.what };
                     self.report(entry.key.at, here, format!("\"{word}\" is a key of {what}; indent it less"));
+                    self.pass_over(&here);
                     self.stray(path, name);
                 }
                 Some(Kin::Section(section, table)) => {
                     let same =
                         |next: &&Entry| matches!(kin(next, keys), Some(Kin::Section(_, t)) if std::ptr::eq(t, table));
+                    self.pass_over(&here);
                     while rest.next_if(same).is_some() {}
                     let message = format!("\"{word}\" is a key of {}; write `{}:` above it", table.what, section.name);
                     self.report(entry.key.at, here, message);

@@ -7,6 +7,7 @@ use super::lines::{Lines, bare_value, indent, is_idle, place};
 use super::mend::{Edit, Slip};
 use super::problem::Pos;
 use super::value::clip;
+use crate::words::Address;
 
 /// The slips that may be behind a fault, the likeliest first; at least one.
 pub(super) fn slips(text: &str, fault: &Fault) -> Vec<Slip> {
@@ -31,15 +32,12 @@ pub(super) fn slips(text: &str, fault: &Fault) -> Vec<Slip> {
         }
         slips.extend(lines.bare_ipv6(fault.at.line));
         slips.extend(lines.open_bracket(fault));
-        if says("simple key expect")
-            || says("mapping values")
-            || says("expected key")
-            || says("comment")
-            || words == HIDDEN_KEY
-        {
-            slips.extend(lines.no_colon(fault));
-        }
+        slips.extend(lines.no_colon(fault));
         slips.extend(lines.two_colons(fault));
+        slips.extend(lines.quoted_host(fault.at.line));
+        let near = [Some(fault.last.line), lines.above(fault.at.line), Some(fault.at.line)];
+        slips.extend(near.into_iter().flatten().filter_map(|number| lines.marks(number)));
+        slips.extend(lines.unkeyed(fault));
         slips.extend(lines.dash(fault.at.line));
         slips.extend(lines.indentation(fault.at.line));
         slips.extend(lines.below(fault.at.line).into_iter().flat_map(|n| lines.indentation(n)));
@@ -159,6 +157,11 @@ impl Lines<'_> {
         }
         let mut ends = vec![open.line];
         ends.extend(self.above(fault.at.line).filter(|n| *n > open.line));
+        if let Some(above) = self.above(fault.at.line).filter(|above| *above >= open.line) {
+            let end = bare_value(self.line(above)).chars().count();
+            let message = "a comma is missing at the end of the line; write one between two entries";
+            slips.push(Slip::new(place(above, end), message, vec![Edit::insert(above, end, ",")]));
+        }
         slips.extend(ends.into_iter().map(|n| {
             let line = self.line(n);
             let end = bare_value(line).trim_end_matches(',').trim_end().chars().count();
@@ -206,27 +209,97 @@ impl Lines<'_> {
         slip(message, Edit::insert(number, lead + end, ":"))
     }
 
-    /// `bind: 127.0.0.1: 80`: a second colon with a space.
-    fn two_colons(&self, fault: &Fault) -> Option<Slip> {
-        let line = self.line(fault.at.line);
-        let (key, value) = line.split_once(": ")?;
-        let value = bare_value(value);
-        if fault.last.line != fault.at.line || !value.contains(": ") || value.starts_with(['"', '\'', '{', '[']) {
-            return None;
+    /// `bind: 127.0.0.1: 80`, `pool: web:`, `health_check: interval: 2s`: a second colon.
+    fn two_colons(&self, fault: &Fault) -> Vec<Slip> {
+        let number = fault.at.line;
+        let line = self.line(number);
+        let Some((key, value)) = line.split_once(": ") else { return Vec::new() };
+        let (key, value) = (clip(key.trim()), bare_value(value).trim_start());
+        let column = line.find(value).map_or(0, |index| line[..index].chars().count());
+        let (at, length) = (place(number, column), value.chars().count());
+        if value.is_empty() || value.starts_with(['"', '\'', '{', '[']) {
+            return Vec::new();
         }
-        let column = line.chars().count() - line[key.len() + 2..].chars().count();
-        let joined = value.replace(": ", ":");
-        let (written, edits) = if joined.parse::<crate::words::Address>().is_ok() {
-            (joined.clone(), vec![Edit::replace(fault.at.line, column, value.chars().count(), &joined)])
-        } else {
-            (format!("\"{value}\""), quoted(fault.at.line, column, value))
+        if let Some(bare) = value.strip_suffix(':') {
+            let message = format!("one colon too many at the end; write `{key}: {}`", clip(bare));
+            return vec![Slip::new(at, message, vec![Edit::replace(number, column + length - 1, 1, "")])];
+        }
+        let Some((first, _)) = value.split_once(": ") else { return Vec::new() };
+        let instead = |what: &str, written: String| {
+            let message = format!("{what}; write `{key}: {}`", clip(&written));
+            Slip::new(at, message, vec![Edit::replace(number, column, length, &written)])
         };
-        let message = format!(
-            "two keys on one line, or a value with a colon and a space in it; write `{}: {}`",
-            clip(key.trim()),
-            clip(&written)
-        );
-        Some(Slip::new(place(fault.at.line, column), message, edits))
+        let joined = value.replace(": ", ":");
+        if joined.parse::<Address>().is_ok() {
+            return vec![instead("a space in the address", joined)];
+        }
+        if value.ends_with('}') && !value.contains('{') {
+            return vec![instead("the bracket is closed but not opened", format!("{{ {value}"))];
+        }
+        let mut slips = vec![
+            instead("keys of a key stand in braces, or on lines of their own", format!("{{ {value} }}")),
+            instead("a text with a colon and a space in it stands in quotes", format!("\"{value}\"")),
+        ];
+        if let Some((own, next)) = first.rsplit_once(' ') {
+            let start = column + own.chars().count();
+            let message = format!("two keys on one line; write \"{}\" on a line of its own", clip(next));
+            let edits = vec![Edit::replace(number, start, length + column - start, "")];
+            slips.insert(0, Slip::new(place(number, start + 1), message, edits));
+        }
+        slips
+    }
+
+    /// `"10.0.0.7":80`
+    fn quoted_host(&self, number: u32) -> Option<Slip> {
+        let line = self.line(number);
+        let (index, quote) = ["\":", "':"].iter().find_map(|end| line.find(end).map(|index| (index, &end[..1])))?;
+        let open = line[..index].rfind(quote)?;
+        let end = line[index + 1..].find([' ', ',', '}']).map_or(line.len(), |end| index + 1 + end);
+        let written = format!("{}{}", &line[open + 1..index], &line[index + 1..end]);
+        written.parse::<Address>().ok()?;
+        let column = line[..open].chars().count();
+        let edit = Edit::replace(number, column, line[open..end].chars().count(), &format!("\"{written}\""));
+        let message = format!("the port stands outside the quotes; write \"{written}\"");
+        Some(Slip::new(place(number, column), message, vec![edit]))
+    }
+
+    /// `-10.0.0.7:80`, `// comment`: marks without what makes them marks.
+    fn marks(&self, number: u32) -> Option<Slip> {
+        let line = self.line(number);
+        let depth = indent(line);
+        let content = line.trim_start();
+        if content.starts_with("//") {
+            let message = "a comment begins with #; write it instead of //";
+            return Some(Slip::new(place(number, depth), message, vec![Edit::replace(number, depth, 2, "# ")]));
+        }
+        let item = content.strip_prefix('-').filter(|item| !item.starts_with(['-', ' ']) && !item.is_empty())?;
+        let message = format!("a space is missing after the dash; write `- {}`", clip(bare_value(item)));
+        Some(Slip::new(place(number, depth), message, vec![Edit::insert(number, depth + 1, " ")]))
+    }
+
+    /// A value behind the key of a section, or the address of a backend without its key.
+    fn unkeyed(&self, fault: &Fault) -> Vec<Slip> {
+        let mut slips = Vec::new();
+        for number in [Some(fault.last.line), self.above(fault.at.line), Some(fault.at.line)].into_iter().flatten() {
+            let line = self.line(number);
+            let (depth, content) = (indent(line), bare_value(line.trim_start()));
+            if content.trim_matches(['"', '\'']).parse::<Address>().is_ok() {
+                let message = format!("a key is missing; write `address: {content}`");
+                slips.push(Slip::new(place(number, depth), message, vec![Edit::insert(number, depth, "address: ")]));
+            }
+            let deeper = self.below(number).is_some_and(|below| indent(self.line(below)) > depth);
+            if let Some((key, value)) = content.split_once(": ").filter(|_| deeper) {
+                let column = depth + key.chars().count() + 2;
+                let message = format!(
+                    "\"{}\" and the deeper lines below cannot both belong to \"{}\"; remove one of them",
+                    clip(value.trim()),
+                    clip(key)
+                );
+                let edit = Edit::replace(number, column, value.chars().count(), "");
+                slips.push(Slip { weight: 60, ..Slip::new(place(number, column), message, vec![edit]) });
+            }
+        }
+        slips
     }
 
     /// A dash before the first of several keys.

@@ -345,6 +345,20 @@ const SYNTAX: &[Row] = &[
     (&[("0.0.0.0:8080", "0.0.0.0: 8080")], &[("3:11", "listeners.web.bind", "write `bind: 0.0.0.0:8080`")]),
     (&[("    bind", "    - bind")], &[("3:5", "listeners.web.bind", "the dash begins a list")]),
     (&[("timeout: 1s", "send: \"\\q\"")], &[("11:42", "pools.web.health_check.send", "an unknown escape")]),
+    (&[("0.0.0.0:8080", "0.0.0.0:8080:")], &[("3:11", "listeners.web.bind", "one colon too many")]),
+    (&[("{ interval: 2s, timeout: 1s }", "interval: 2s")], &[("11:19", "pools.web.health_check", "stand in braces")]),
+    (&[("30s", "30s watch: true")], &[("12:20", "drain_timeout", "write \"watch\" on a line of its own")]),
+    (&[("127.0.0.1:9001", "\"127.0.0.1\":9001")], &[("9:11", "pools.web.backends.b1", "write \"127.0.0.1:9001\"")]),
+    (
+        &[("0.0.0.0:8080", "\n    - 0.0.0.0:80\n    -0.0.0.0:81")],
+        &[("5:5", "listeners.web.bind", "a space is missing after the dash")],
+    ),
+    (
+        &[("{ address: \"127.0.0.1:9002\", weight: 2 }", "\n        127.0.0.1:9002\n        weight: 2")],
+        &[("11:9", "pools.web.backends.b2.address", "write `address: 127.0.0.1:9002`")],
+    ),
+    (&[("pools:", "pools: web")], &[("5:8", "pools", "cannot both belong to \"pools\"")]),
+    (&[("interval: 2s", "interval 2s")], &[("11:21", "pools.web.health_check.interval", "a colon is missing")]),
     (&[("drain", "---\ndrain")], &[("12:1", "", "a second document begins here")]),
     (&[("2s", "!!str 2s")], &[("11:31", "", "the tag")]),
 ];

@@ -62,6 +62,7 @@ impl Tree {
                 Event::DocumentStart(_) if documents == 1 => {
                     let message = "a second document begins here; put everything into one, without \"---\"";
                     self.file.problems.push((at, message.into()));
+                    self.file.lost_from = Some(at.line);
                     return Ok(());
                 }
                 Event::DocumentStart(_) => documents += 1,

@@ -1,5 +1,5 @@
 //! What the operator asked for, checked: holding a [`Config`] is the proof that the file is right.
-//! Only [`super::check`] makes one, and defaults live there alone.
+//! Only `check.rs` makes one; what the file leaves out is filled in from `defaults.rs`.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

@@ -46,8 +46,15 @@ const PURE: &[&str] = &[
 ];
 
 /// What else must not read the clock, the environment or a file. Of the proxy only the worker reads the clock.
-const TIMELESS: &[&str] =
-    &["proxy/dial.rs", "proxy/inbox.rs", "proxy/limits.rs", "proxy/relay.rs", "proxy/serve.rs", "proxy/session.rs"];
+const TIMELESS: &[&str] = &[
+    "proxy/dial.rs",
+    "proxy/inbox.rs",
+    "proxy/limits.rs",
+    "proxy/preface/",
+    "proxy/relay.rs",
+    "proxy/serve.rs",
+    "proxy/session.rs",
+];
 
 /// What reads the clock, the environment or a file.
 const CLOCK_AND_FILES: &[&str] = &["std::env", "std::fs", "std::process", "Instant::now", "SystemTime::now"];

@@ -97,6 +97,7 @@ fn listener(r: &mut Reader, item: Item<'_>) -> ListenerDraft {
     let max_connections = r.optional(&fields, "max_connections", Plain(number32(1, u32::MAX)));
     let idle_timeout = r.optional(&fields, "idle_timeout", Plain(duration(MILLISECOND)));
     let keepalive = r.optional(&fields, "keepalive", keepalive);
+    let accept_proxy = r.optional(&fields, "accept_proxy", accept_proxy);
     draft.binds = binds.unwrap_or_default();
     draft.listener = draft.pool.as_ref().and_then(|pool| pool.value.parse().ok()).map(|pool| Listener {
         bind: draft.binds.iter().map(|bind| bind.value.clone()).collect(),
@@ -104,6 +105,7 @@ fn listener(r: &mut Reader, item: Item<'_>) -> ListenerDraft {
         max_connections,
         idle_timeout: idle_timeout.unwrap_or(defaults::IDLE_TIMEOUT),
         keepalive: keepalive.unwrap_or(defaults::KEEPALIVE),
+        accept_proxy,
     });
     draft
 }
@@ -130,6 +132,29 @@ fn keepalive(r: &mut Reader, item: Item<'_>) -> Option<Keepalive> {
         idle: r.optional(&fields, "idle", Plain(whole_seconds(32_767))).unwrap_or(defaults::KEEPALIVE.idle),
         interval: r.optional(&fields, "interval", Plain(whole_seconds(32_767))).unwrap_or(defaults::KEEPALIVE.interval),
         count: r.optional(&fields, "count", Plain(number32(1, 127))).map_or(defaults::KEEPALIVE.count, |n| n as u8),
+    })
+}
+
+fn accept_proxy(r: &mut Reader, item: Item<'_>) -> Option<AcceptProxy> {
+    let fields = r.fields(item, &keys::ACCEPT_PROXY)?;
+    r.required(&fields, "from", "from: [\"10.0.0.0/8\"]", |r: &mut Reader, item: Item<'_>| {
+        let one = std::slice::from_ref(item.node);
+        let nodes = if let Value::List(nodes) = &*item.node.value { nodes.as_slice() } else { one };
+        if nodes.is_empty() {
+            r.report(item.node.at, item.path, "the list is empty; write at least one network, such as \"10.0.0.0/8\"");
+        }
+        let mut from = AcceptProxy { networks: Vec::new(), unix: false };
+        for (index, node) in nodes.iter().enumerate() {
+            let key = index.to_string();
+            let path = item.path.then(&key, node.at);
+            let path = if std::ptr::eq(node, item.node) { item.path } else { &path };
+            match r.placed(Item { node, path }, place::trusted) {
+                Some(Placed { value: Some(network), .. }) => from.networks.push(network),
+                Some(_) => from.unix = true,
+                None => {}
+            }
+        }
+        Some(from)
     })
 }
 

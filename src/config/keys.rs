@@ -93,8 +93,9 @@ pub static LISTENER: Keys = Keys {
         value("max_connections"),
         value("idle_timeout"),
         section("keepalive", &KEEPALIVE),
+        section("accept_proxy", &ACCEPT_PROXY),
     ],
-    later: &["accept_proxy"],
+    later: &[],
     synonyms: &[
         ("address", "bind"),
         ("addr", "bind"),
@@ -105,6 +106,7 @@ pub static LISTENER: Keys = Keys {
         ("target", "pool"),
         ("maxconn", "max_connections"),
         ("keep_alive", "keepalive"),
+        ("proxy_protocol", "accept_proxy"),
     ],
     advice: &[
         ("port", "write it in the address, as in `bind: \"0.0.0.0:8080\"`"),
@@ -123,6 +125,17 @@ pub static KEEPALIVE: Keys = Keys {
     advice: &[],
 };
 
+/// Whose connections begin with a PROXY header.
+pub static ACCEPT_PROXY: Keys = Keys {
+    what: "accept_proxy",
+    at: "listeners.NAME.accept_proxy",
+    example: "",
+    keys: &[value("from")],
+    later: &[],
+    synonyms: &[("trusted", "from"), ("networks", "from"), ("sources", "from")],
+    advice: &[],
+};
+
 /// One pool.
 pub static POOL: Keys = Keys {
     what: "a pool",
@@ -136,8 +149,9 @@ pub static POOL: Keys = Keys {
         value("half_close_timeout"),
         value("retries"),
         section("queue", &QUEUE),
+        value("send_proxy"),
     ],
-    later: &["spare_connections", "spare_max_idle", "send_proxy"],
+    later: &["spare_connections", "spare_max_idle"],
     synonyms: &[
         ("algorithm", "balance"),
         ("lb", "balance"),
@@ -152,6 +166,7 @@ pub static POOL: Keys = Keys {
         ("check", "health_check"),
         ("health", "health_check"),
         ("retry", "retries"),
+        ("proxy_protocol", "send_proxy"),
     ],
     advice: &[("name", "the name is the key above it; remove it")],
 };
@@ -255,8 +270,8 @@ pub static LOG: Keys = Keys {
 };
 
 /// Every table.
-pub static ALL: [&Keys; 10] =
-    [&TOP, &LISTENER, &KEEPALIVE, &POOL, &BACKEND, &HEALTH_CHECK, &QUEUE, &PROCESS, &CONTROL, &LOG];
+pub static ALL: [&Keys; 11] =
+    [&TOP, &LISTENER, &KEEPALIVE, &ACCEPT_PROXY, &POOL, &BACKEND, &HEALTH_CHECK, &QUEUE, &PROCESS, &CONTROL, &LOG];
 
 impl Keys {
     /// The key of that name.

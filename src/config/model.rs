@@ -2,11 +2,12 @@
 //! Only `check.rs` makes one; what the file leaves out is filled in from `defaults.rs`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::words::{Address, Algorithm, BackendName, CheckSpec, ListenerName, PoolName, Weight};
+use crate::words::{Address, Algorithm, BackendName, CheckSpec, ListenerName, Network, PoolName, ProxyVersion, Weight};
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,24 @@ pub struct Listener {
     pub idle_timeout: Duration,
     /// How dead peers are found, on both sides of a session.
     pub keepalive: Keepalive,
+    /// Whose connections begin with a PROXY header; `None`: nobody's.
+    pub accept_proxy: Option<AcceptProxy>,
+}
+
+/// Whose connections must begin with a PROXY header. Everybody else's must not, and are taken as they come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptProxy {
+    /// TCP clients from these.
+    pub networks: Vec<Network>,
+    /// Whoever connects to the listener's Unix sockets.
+    pub unix: bool,
+}
+
+impl AcceptProxy {
+    /// Whether a header must come from there; `None` stands for a Unix socket.
+    pub fn expects(&self, from: Option<IpAddr>) -> bool {
+        from.map_or(self.unix, |ip| self.networks.iter().any(|network| network.contains(ip)))
+    }
 }
 
 /// TCP keepalive (tcp(7)): probes begin after `idle`, come each `interval`, and `count` unanswered ones end the connection.
@@ -72,6 +91,8 @@ pub struct Pool {
     pub retries: u32,
     /// Where sessions wait while every eligible backend is at its limit; `None`: refused at once.
     pub queue: Option<Queue>,
+    /// The PROXY header that its backends expect; `None`: none.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// One server of a pool.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::Node;
 use super::value::{clip, scalar};
-use crate::words::{Address, AddressError};
+use crate::words::{Address, AddressError, Network, NetworkError};
 
 /// The address of a listener.
 pub(super) fn bind(node: &Node) -> Result<Address, String> {
@@ -23,6 +23,18 @@ pub(super) fn backend(node: &Node) -> Result<Address, String> {
         }
         Ok(address) => Ok(address),
         Err(error) => Err(slip(text, "10.0.0.7").unwrap_or_else(|| shown(&error))),
+    }
+}
+
+/// Whom to trust: a network, or with `unix:`, which is `None`, whoever may connect to a Unix socket.
+pub(super) fn trusted(node: &Node) -> Result<Option<Network>, String> {
+    match scalar(node, "a network such as \"10.0.0.0/8\", or \"unix:\"")?.text.as_str() {
+        "unix:" => Ok(None),
+        text if text.starts_with("unix") => Err(format!(
+            "\"{}\": a Unix client has no path; write \"unix:\" for whoever connects to this listener's Unix sockets",
+            clip(text)
+        )),
+        text => text.parse().map(Some).map_err(|error: NetworkError| clip_long(&error.to_string())),
     }
 }
 

@@ -10,7 +10,7 @@ use super::model::{Backend, Pool, Queue};
 use super::place;
 use super::reader::{Element, Item, Path, Placed, Plain, Reader};
 use super::value::{MILLISECOND, boolean, bytes, duration, number, number32, one_of, percent};
-use crate::words::{Address, Algorithm, BackendName, CheckSpec, PoolName, Weight};
+use crate::words::{Address, Algorithm, BackendName, CheckSpec, PoolName, ProxyVersion, Weight};
 
 /// A pool as far as it could be read.
 pub(super) struct PoolDraft {
@@ -41,15 +41,17 @@ fn pool(r: &mut Reader, item: Item<'_>) -> Option<(Pool, Vec<Placed<Address>>)> 
     let half_close_timeout = r.optional(&fields, "half_close_timeout", Plain(duration(MILLISECOND)));
     let retries = r.optional(&fields, "retries", Plain(number32(0, 255)));
     let queue = r.optional(&fields, "queue", queue);
+    let send_proxy = r.optional(&fields, "send_proxy", Plain(proxy_version));
     let (backends, addresses) = backends?;
     let pool = Pool {
         balance: balance.unwrap_or(defaults::BALANCE),
         backends,
-        health_check,
+        health_check: health_check.map(|check| CheckSpec { send_proxy, ..check }),
         connect_timeout: connect_timeout.unwrap_or(defaults::CONNECT_TIMEOUT),
         half_close_timeout: half_close_timeout.unwrap_or(defaults::HALF_CLOSE_TIMEOUT),
         retries: retries.unwrap_or(defaults::RETRIES),
         queue,
+        send_proxy,
     };
     Some((pool, addresses))
 }
@@ -155,6 +157,7 @@ fn health_check(r: &mut Reader, item: Item<'_>) -> Option<CheckSpec> {
     let usual = r.optional(&fields, "interval", interval()).unwrap_or(defaults::CHECK_INTERVAL);
     Some(CheckSpec {
         port: r.optional(&fields, "port", Plain(port)),
+        send_proxy: None, // the pool's, which sets it
         send: r.optional(&fields, "send", Plain(bytes)),
         expect: r.optional(&fields, "expect", Plain(bytes)),
         interval: usual,
@@ -174,6 +177,11 @@ fn check_type(node: &Node) -> Result<(), String> {
 fn port(node: &Node) -> Result<u16, String> {
     let port = number(1, u64::from(u16::MAX))(node)?;
     Ok(u16::try_from(port).expect("checked against 65535"))
+}
+
+fn proxy_version(node: &Node) -> Result<ProxyVersion, String> {
+    let words = ProxyVersion::ALL.iter().map(|version| (version.as_str(), *version)).collect();
+    one_of(words, &[("1", "v1"), ("2", "v2"), ("true", "v2"), ("on", "v2"), ("yes", "v2")])(node)
 }
 
 fn queue(r: &mut Reader, item: Item<'_>) -> Option<Queue> {

@@ -9,8 +9,12 @@ use crate::words::CheckSpec;
 pub(super) type Keyed = Vec<(&'static str, String)>;
 
 pub(super) fn listener(listener: &Listener) -> Keyed {
-    let Listener { bind, pool, max_connections, idle_timeout, keepalive: Keepalive { idle, interval, count } } =
-        listener;
+    let Listener { bind, pool, max_connections, idle_timeout, keepalive, accept_proxy } = listener;
+    let Keepalive { idle, interval, count } = keepalive;
+    let trusted = accept_proxy.as_ref().map(|from| {
+        let unix = from.unix.then(|| "unix:".to_owned());
+        from.networks.iter().map(ToString::to_string).chain(unix).collect::<Vec<_>>().join(", ")
+    });
     vec![
         ("bind", bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         ("pool", pool.to_string()),
@@ -19,12 +23,14 @@ pub(super) fn listener(listener: &Listener) -> Keyed {
         ("keepalive.idle", spell(*idle)),
         ("keepalive.interval", spell(*interval)),
         ("keepalive.count", count.to_string()),
+        ("accept_proxy.from", or_none(trusted.as_ref())),
     ]
 }
 
 /// All of a pool but its backends.
 pub(super) fn pool(pool: &Pool) -> Keyed {
-    let Pool { balance, backends: _, health_check, connect_timeout, half_close_timeout, retries, queue } = pool;
+    let Pool { balance, backends: _, health_check, connect_timeout, half_close_timeout, retries, queue, send_proxy } =
+        pool;
     let mut keys = vec![
         ("balance", balance.to_string()),
         ("connect_timeout", spell(*connect_timeout)),
@@ -33,6 +39,7 @@ pub(super) fn pool(pool: &Pool) -> Keyed {
         ("queue", if queue.is_some() { "present".into() } else { "none".into() }),
         ("queue.max", or_none(queue.map(|queue| queue.max).as_ref())),
         ("queue.timeout", queue.map_or("none".into(), |queue| spell(queue.timeout))),
+        ("send_proxy", or_none(send_proxy.as_ref())),
         ("health_check", if health_check.is_some() { "tcp".into() } else { "none".into() }),
     ];
     keys.extend(check(health_check.as_ref()));

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::{Config, Problem, render};
+use crate::words::ProxyVersion;
 
 pub(super) const BASE: &str = r#"listeners:
   web:
@@ -102,8 +103,24 @@ const KEYS: &[Row] = &[
         &[("7:5", "pools.web.interval", "a key of health_check: pools.NAME.health_check.interval")],
     ),
     (
-        &[("    balance", "    send_proxy: v2\n    balance")],
-        &[("7:5", "pools.web.send_proxy", "not supported by this version of lbd yet; remove it")],
+        &[("    balance", "    send_proxy: 2\n    balance")],
+        &[("7:17", "pools.web.send_proxy", "\"2\" is unknown; did you mean \"v2\"? possible are v1, v2")],
+    ),
+    (
+        &[("    pool: web", "    pool: web\n    accept_proxy: {}")],
+        &[("5:5", "listeners.web.accept_proxy.from", "the key is missing; write `from: [\"10.0.0.0/8\"]`")],
+    ),
+    (
+        &[("    pool: web", "    pool: web\n    accept_proxy: { from: [] }")],
+        &[("5:27", "listeners.web.accept_proxy.from", "write at least one network")],
+    ),
+    (
+        &[("    pool: web", "    pool: web\n    accept_proxy: { from: [10.0.0.0/8, 10.0.0.1/8, lan, \"unix:/a\"] }")],
+        &[
+            ("5:40", "listeners.web.accept_proxy.from.1", "write \"10.0.0.0/8\", or the address alone"),
+            ("5:52", "listeners.web.accept_proxy.from.2", "\"lan\" is not a network"),
+            ("5:57", "listeners.web.accept_proxy.from.3", "write \"unix:\""),
+        ],
     ),
     (&[("drain_timeout: 30s", "admin: { listen: 127.0.0.1:9900 }")], &[("12:1", "admin", "not supported")]),
     (&[("weight: 2", "port: 80")], &[("10:40", "pools.web.backends.b2.port", "write it in the address")]),
@@ -502,4 +519,27 @@ fn a_problem_is_shown_with_its_line() {
     );
     let shown = render(&problems, "lbd.yaml", text.as_bytes(), false);
     assert!(shown.contains("lbd.yaml:12:16") && shown.contains("drain_timeout: 30") && shown.contains("^^"), "{shown}");
+}
+
+#[test]
+fn who_must_send_a_proxy_header_and_who_gets_one() {
+    let text = |from: &str| {
+        format!(
+            "listeners: {{ web: {{ bind: 0.0.0.0:80, pool: p, accept_proxy: {{ from: {from} }} }} }}\n\
+             pools: {{ p: {{ backends: {{ a: 10.0.0.1:1 }}, send_proxy: v1, health_check: {{}} }} }}"
+        )
+    };
+    for (from, expects) in [
+        ("10.0.0.0/8", [true, false, false]),
+        ("[10.1.0.0/16, \"fd00::/8\"]", [true, true, false]),
+        ("[\"unix:\"]", [false, false, true]),
+    ] {
+        let config = Config::parse(&text(from)).unwrap();
+        let trusted = config.listeners.values().next().unwrap().accept_proxy.clone().unwrap();
+        let asked = [Some("10.1.2.3".parse().unwrap()), Some("fd00::1".parse().unwrap()), None];
+        assert_eq!(asked.map(|ip| trusted.expects(ip)), expects, "{from}");
+        let pool = config.pools.values().next().unwrap();
+        let check = pool.health_check.as_ref().unwrap();
+        assert_eq!((pool.send_proxy, check.send_proxy), (Some(ProxyVersion::V1), Some(ProxyVersion::V1)));
+    }
 }

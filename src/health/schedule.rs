@@ -49,6 +49,7 @@ fn fraction(random: u64) -> f64 {
 pub(super) fn spec(rise: u32, fall: u32) -> CheckSpec {
     CheckSpec {
         port: None,
+        send_proxy: None,
         send: None,
         expect: None,
         interval: Duration::from_secs(2),

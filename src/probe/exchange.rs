@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
-use crate::words::{Address, CheckSpec};
+use crate::words::{Address, CheckSpec, ProxyVersion};
 
 /// Bytes of a wrong answer that a reason shows.
 const SHOWN: usize = 64;
@@ -42,17 +42,21 @@ impl std::error::Error for ProbeError {}
 pub async fn probe(address: &Address, spec: &CheckSpec) -> Result<Duration, ProbeError> {
     let started = Instant::now();
     let time = Time { end: started + spec.timeout, allowed: spec.timeout };
+    let header = spec.send_proxy.map(ProxyVersion::own);
     // A plain close at the end: a reset would be cheaper for both, but fills the logs of some servers.
     match address {
         Address::Ip(ip) => {
+            let own_port = spec.port.is_none_or(|port| port == ip.port());
             let ip = SocketAddr::new(ip.ip(), spec.port.unwrap_or(ip.port()));
             let stream = time.bound("connect: ", TcpStream::connect(ip)).await?;
             if met_itself(&stream) {
                 return Err(ProbeError::Failed("connect: connection refused".into()));
             }
-            exchange(stream, spec, time).await?;
+            exchange(stream, header.filter(|_| own_port), spec, time).await?;
         }
-        Address::Unix(path) => exchange(time.bound("connect: ", UnixStream::connect(path)).await?, spec, time).await?,
+        Address::Unix(path) => {
+            exchange(time.bound("connect: ", UnixStream::connect(path)).await?, header, spec, time).await?;
+        }
     }
     Ok(started.elapsed())
 }
@@ -64,11 +68,13 @@ fn met_itself(stream: &TcpStream) -> bool {
 
 async fn exchange(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    header: Option<&[u8]>,
     spec: &CheckSpec,
     time: Time,
 ) -> Result<(), ProbeError> {
-    if let Some(request) = &spec.send {
-        time.bound("send: ", stream.write_all(request)).await?;
+    let opening = [header.unwrap_or_default(), spec.send.as_deref().unwrap_or_default()].concat();
+    if !opening.is_empty() {
+        time.bound("send: ", stream.write_all(&opening)).await?;
     }
     let Some(expected) = &spec.expect else { return Ok(()) };
     // A server may answer in pieces, or not at all.
@@ -155,6 +161,7 @@ mod tests {
     fn check(send: Option<&str>, expect: Option<&str>, timeout: Duration) -> CheckSpec {
         CheckSpec {
             port: None,
+            send_proxy: None,
             send: send.map(Into::into),
             expect: expect.map(Into::into),
             interval: LONG,
@@ -277,6 +284,26 @@ mod tests {
         let Address::Ip(other) = Server { after: "", pieces: &["ok"], closes: true }.listen().await else { panic!() };
         let spec = CheckSpec { port: Some(other.port()), ..check(None, Some("ok"), LONG) };
         assert!(probe(&"127.0.0.1:1".parse().unwrap(), &spec).await.is_ok());
+    }
+
+    /// Another port is another service: HAProxy too sends it no header.
+    #[tokio::test]
+    async fn a_header_of_no_client_precedes_what_is_sent_to_the_backends_own_port() {
+        for (version, header) in
+            [(ProxyVersion::V1, "PROXY UNKNOWN\r\n"), (ProxyVersion::V2, "\r\n\r\n\0\r\nQUIT\n \0\0\0")]
+        {
+            for (own, send) in [(true, None), (true, Some("PING")), (false, Some("PING"))] {
+                let after = [if own { header } else { "" }, send.unwrap_or_default()].concat();
+                let server = Server { after: after.leak(), pieces: &["ok"], closes: true };
+                let Address::Ip(at) = server.listen().await else { panic!() };
+                let spec = CheckSpec { send_proxy: Some(version), ..check(send, Some("ok"), LONG) };
+                let (backend, port) = if own { (at, None) } else { (SocketAddr::new(at.ip(), 1), Some(at.port())) };
+                assert!(
+                    probe(&Address::Ip(backend), &CheckSpec { port, ..spec }).await.is_ok(),
+                    "{version} {own} {send:?}"
+                );
+            }
+        }
     }
 
     #[tokio::test]

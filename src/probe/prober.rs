@@ -67,6 +67,7 @@ mod tests {
     fn expecting(answer: &str) -> CheckSpec {
         CheckSpec {
             port: None,
+            send_proxy: None,
             send: None,
             expect: Some(answer.into()),
             interval: LONG,

@@ -6,6 +6,7 @@ mod dial;
 mod door;
 mod inbox;
 mod limits;
+mod preface;
 mod relay;
 mod serve;
 mod session;

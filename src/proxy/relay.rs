@@ -86,8 +86,10 @@ pub struct Flow {
     held: Option<Box<Rest>>,
     /// The last read found more than may be held.
     bulk: bool,
-    /// The sink has taken at least a byte: another sink could no longer be used.
+    /// The sink has taken at least a byte of the source's: another sink could no longer be used.
     pub sent: bool,
+    /// Bytes of a header that the sink has still to take before the source's first; they are the first held.
+    header: u8,
     /// The source has no more bytes.
     pub ended: bool,
     /// The destination has been told so, or is gone.
@@ -225,13 +227,67 @@ impl Flow {
                 return self.lose(sink, memory);
             }
         };
-        self.sent |= written > 0;
+        self.taken(written);
         if written == bytes.len() {
             return;
         }
         self.bulk = false;
         sink.writable = false;
         self.hold(&bytes[written..], memory);
+    }
+
+    fn taken(&mut self, n: usize) {
+        self.sent |= n > usize::from(self.header);
+        self.header = self.header.saturating_sub(u8::try_from(n).unwrap_or(u8::MAX));
+    }
+
+    /// Puts what is held at the beginning of `buffer`, where it must have room, and reads once behind it.
+    /// Returns how many bytes that makes; they are the caller's to keep and to count.
+    ///
+    /// # Errors
+    /// The source broke.
+    pub fn gather(&mut self, source: &mut End, buffer: &mut [u8], memory: &Memory) -> Result<usize, SourceLost> {
+        let held = self.held.as_ref().map_or(0, |rest| rest.bytes.len());
+        if let Some(rest) = &self.held {
+            buffer[..held].copy_from_slice(&rest.bytes);
+        }
+        self.drop_rest(memory);
+        let read = if source.readable && !self.ended { self.read(source, &mut buffer[held..]) } else { Ok(0) };
+        read.map(|n| held + n).map_err(SourceLost)
+    }
+
+    /// Holds bytes for the sink to come.
+    pub fn keep(&mut self, bytes: &[u8], memory: &Memory) {
+        if !bytes.is_empty() {
+            self.hold(bytes, memory);
+        }
+    }
+
+    /// Writes a header before the source's first bytes, in one call with those that are held or have come.
+    ///
+    /// # Errors
+    /// The source broke.
+    pub fn open(
+        &mut self,
+        header: &[u8],
+        source: &mut End,
+        sink: &mut End,
+        scratch: &mut [u8],
+        memory: &Memory,
+    ) -> Result<(), SourceLost> {
+        self.header = header.len() as u8;
+        if let Some(rest) = self.held.take() {
+            memory.release(rest.bytes.len());
+            self.hold(&[header, &rest.bytes].concat(), memory);
+            self.flush(sink, memory);
+            return Ok(());
+        }
+        let most = scratch.len().min(HOLD);
+        scratch[..header.len()].copy_from_slice(header);
+        let n = self.gather(source, &mut scratch[header.len()..most], memory)?;
+        self.bytes += n as u64;
+        self.write(sink, &scratch[..header.len() + n], memory);
+        Ok(())
     }
 
     fn hold(&mut self, bytes: &[u8], memory: &Memory) {
@@ -247,9 +303,10 @@ impl Flow {
             }
             match socket::write(&sink.fd, &rest.bytes[rest.written..]) {
                 Ok(n) => {
-                    self.sent |= n > 0;
                     rest.written += n;
-                    if rest.written == rest.bytes.len() {
+                    let whole = rest.written == rest.bytes.len();
+                    self.taken(n);
+                    if whole {
                         self.drop_rest(memory);
                     } else {
                         sink.writable = false;
@@ -277,10 +334,17 @@ impl Flow {
         }
     }
 
-    /// Makes a flow whose sink was lost before its first byte ready for another one.
-    pub fn reopen(&mut self) {
+    /// Makes a flow whose sink was lost before the source's first byte ready for another one.
+    pub fn reopen(&mut self, memory: &Memory) {
         self.closed = false;
         self.bulk = false;
+        let header = usize::from(std::mem::take(&mut self.header));
+        if header > 0
+            && let Some(rest) = self.held.take()
+        {
+            memory.release(rest.bytes.len());
+            self.keep(&rest.bytes[rest.written + header..], memory);
+        }
     }
 
     /// Gives the held bytes up. Must be called before a flow is dropped, or its bytes stay counted.

@@ -32,7 +32,10 @@ impl Worker {
         let ticket = listener.pool.cell.ticket.fetch_add(1, Relaxed);
         listener.cell.shards[self.index].accepted.add(1);
         let key = self.sessions.insert(Session::new(End::new(client), peer, listener, ticket, self.now));
-        self.place(key);
+        match &listener.accept_proxy {
+            Some(trusted) if trusted.expects(peer.map(|peer| peer.ip())) => self.expect_preface(key),
+            _ => self.place(key),
+        }
         if self.sessions[key].state == State::Gone {
             return;
         }
@@ -62,6 +65,7 @@ impl Worker {
         match choice {
             Choice::Reserved(backend) => {
                 let patience = micros(pool.connect_timeout);
+                session.send_proxy = pool.send_proxy;
                 self.dial(key, backend, patience);
             }
             Choice::AllTried => {
@@ -136,6 +140,7 @@ impl Worker {
         if let Some(backend) = &session.backend {
             let shard = &backend.shards[self.index];
             shard.established.add(1);
+            shard.bytes_in.add(session.up.bytes); // read before, and held for it
             shard.connect_times.record(Duration::from_micros(now - session.since));
         }
         let soon = session.overdue().0.min(now + KEEPALIVE_AFTER);
@@ -146,7 +151,7 @@ impl Worker {
     pub(super) fn dial_failed(&mut self, key: usize, why: Errno) {
         let session = &mut self.sessions[key];
         session.server = None;
-        session.up.reopen();
+        session.up.reopen(&self.limits.memory);
         session.down = Flow::default();
         session.state = State::Pausing;
         let retries = self.snapshot.pool(&session.pool.name).map_or(0, |pool| pool.retries);

@@ -10,7 +10,7 @@ use nix::sys::epoll::EpollFlags;
 
 use super::relay::{End, Flow, Memory, SourceLost, Step};
 use crate::snapshot::{BackendCell, Listener, ListenerCell, PoolCell, Snapshot};
-use crate::words::{Cause, Phase, Refusal};
+use crate::words::{Cause, Phase, ProxyVersion, Refusal};
 
 /// Sessions younger than this are not worth the calls that turn keepalive on.
 pub const KEEPALIVE_AFTER: u64 = 1_000_000;
@@ -18,6 +18,8 @@ pub const KEEPALIVE_AFTER: u64 = 1_000_000;
 /// What a session is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
+    /// It waits for the PROXY header that its peer is to send first.
+    Preface,
     /// It waits for a place at a backend.
     Queued,
     /// It waits a moment before it tries to connect again.
@@ -58,8 +60,12 @@ pub struct Session {
     pub listener: Arc<ListenerCell>,
     /// Who may serve it.
     pub pool: Arc<PoolCell>,
-    /// Where it came from; `None` for Unix sockets.
+    /// Where it came from, by the PROXY header where there was one; `None` for Unix sockets.
     pub peer: Option<SocketAddr>,
+    /// Where it went to by that header; kept where a backend will be told, until it cannot be another.
+    pub destination: Option<Box<SocketAddr>>,
+    /// The PROXY header that the backend expects and has not got.
+    pub send_proxy: Option<ProxyVersion>,
     /// From the client to the backend.
     pub up: Flow,
     /// From the backend to the client.
@@ -101,6 +107,8 @@ impl Session {
             listener: Arc::clone(&listener.cell),
             pool: Arc::clone(&listener.pool.cell),
             peer,
+            destination: None,
+            send_proxy: None,
             up: Flow::default(),
             down: Flow::default(),
             ticket,
@@ -122,7 +130,7 @@ impl Session {
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Queued => Phase::Queue,
-            State::Pausing | State::Connecting => Phase::Connect,
+            State::Preface | State::Pausing | State::Connecting => Phase::Connect,
             State::Relaying => Phase::Data,
             State::Gone => Phase::Done,
         }
@@ -132,7 +140,7 @@ impl Session {
     pub fn client_heard(&mut self, events: EpollFlags) -> Next {
         self.client.heard(events);
         match self.state {
-            State::Relaying => Next::Again,
+            State::Preface | State::Relaying => Next::Again,
             State::Gone => Next::Wait,
             // A client that only shut its side still wants its answer; one that broke off does not.
             // (A hangup is no break: a Unix socket whose client has sent all it had and closed tells one.)
@@ -143,6 +151,16 @@ impl Session {
 
     /// Moves bytes both ways.
     pub fn relay(&mut self, scratch: &mut [u8], memory: &Memory, now: u64) -> Next {
+        if let Some(version) = self.send_proxy {
+            // The client's first event is on its way, and tells whether bytes of it can go with the header.
+            if !self.client.writable || !self.server.as_ref().is_some_and(|server| server.writable) {
+                return Next::Wait;
+            }
+            self.send_proxy = None;
+            if let Err(SourceLost(_)) = self.write_preface(version, scratch, memory) {
+                return Next::End(Cause::Client, Phase::Data);
+            }
+        }
         let Some(server) = &mut self.server else { return Next::Wait };
         self.active = now;
         self.up.last = self.down.closed;

@@ -112,6 +112,14 @@ pub fn is_self_connected(fd: &OwnedFd) -> bool {
     own.is_ok() && own == getpeername::<SockaddrStorage>(fd.as_raw_fd())
 }
 
+/// The address that a client connected to; `None` for Unix sockets.
+pub fn local_ip(fd: &OwnedFd) -> Option<SocketAddr> {
+    let own = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
+    let four = own.as_sockaddr_in().map(|own| SocketAddr::V4((*own).into()));
+    let own = four.or_else(|| own.as_sockaddr_in6().map(|own| SocketAddr::V6((*own).into())))?;
+    Some(SocketAddr::new(own.ip().to_canonical(), own.port()))
+}
+
 /// Reads what is there; 0 is the end.
 pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
     uninterrupted(|| recv(fd.as_raw_fd(), buffer, MsgFlags::empty()))

@@ -71,7 +71,7 @@ pub struct Worker {
     pub(super) room: bool,
     /// Sessions that wait for a place, in the order they came.
     pub(super) queues: BTreeMap<PoolName, VecDeque<usize>>,
-    scratch: Box<[u8]>,
+    pub(super) scratch: Box<[u8]>,
     /// Sessions that could go on.
     again: Vec<usize>,
     /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
@@ -295,12 +295,18 @@ impl Worker {
 
     /// Gives a session its turn.
     pub(super) fn turn(&mut self, key: usize) {
-        let Some(session) = self.sessions.get_mut(key).filter(|s| s.state == State::Relaying) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        match session.state {
+            State::Relaying => {}
+            State::Preface => return self.hear_preface(key),
+            _ => return,
+        }
         let before = (session.up.bytes, session.down.bytes);
         let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
         let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
         if session.up.sent || session.down.bytes != 0 {
             session.tried = Vec::new(); // there is no going back to the choice
+            session.destination = None;
         }
         if up | down != 0 {
             let listener = &session.listener.shards[self.index];
@@ -369,6 +375,7 @@ impl Worker {
                 continue; // one before it in the row has moved it on
             }
             match (state, cause) {
+                (State::Preface, Cause::ServerTimeout) => self.refuse(key, Refusal::BadProxyHeader),
                 (State::Queued, Cause::ServerTimeout) => self.refuse(key, Refusal::QueueTimeout),
                 (State::Pausing, Cause::ServerTimeout) => self.place(key),
                 (State::Connecting, Cause::ServerTimeout) => self.dial_failed(key, Errno::ETIMEDOUT),

@@ -44,6 +44,7 @@ pub fn build(
                 max_connections: asked.max_connections,
                 idle_timeout: asked.idle_timeout,
                 keepalive: asked.keepalive,
+                accept_proxy: asked.accept_proxy.clone(),
             }))
         })
         .collect();
@@ -107,6 +108,7 @@ fn pool(
         half_close_timeout: asked.half_close_timeout,
         retries: asked.retries,
         queue: asked.queue,
+        send_proxy: asked.send_proxy,
     })
 }
 
@@ -150,6 +152,7 @@ mod tests {
     fn config(backends: &[(&str, u64, bool)], checked: bool) -> Config {
         let check = CheckSpec {
             port: None,
+            send_proxy: None,
             send: None,
             expect: None,
             interval: SECOND,
@@ -177,6 +180,7 @@ mod tests {
             half_close_timeout: SECOND,
             retries: 2,
             queue: None,
+            send_proxy: None,
         };
         let listener = config::Listener {
             bind: vec!["127.0.0.1:8080".parse().unwrap()],
@@ -184,6 +188,7 @@ mod tests {
             max_connections: None,
             idle_timeout: SECOND,
             keepalive: Keepalive { idle: SECOND, interval: SECOND, count: 3 },
+            accept_proxy: None,
         };
         Config {
             listeners: [("web".parse().unwrap(), listener)].into(),

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use super::cells::{BackendCell, ListenerCell, PoolCell};
 use crate::balance::Balancer;
-use crate::config::{Keepalive, LogConnections, Queue};
-use crate::words::{Address, AdminState, Algorithm, BackendRef, Generation, Health, ListenerName, PoolName, Weight};
+use crate::config::{AcceptProxy, Keepalive, LogConnections, Queue};
+use crate::words::{
+    Address, AdminState, Algorithm, BackendRef, Generation, Health, ListenerName, PoolName, ProxyVersion, Weight,
+};
 
 /// The number of a snapshot; workers acknowledge by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -46,6 +48,8 @@ pub struct Listener {
     pub idle_timeout: Duration,
     /// How dead peers are found.
     pub keepalive: Keepalive,
+    /// Whose connections begin with a PROXY header.
+    pub accept_proxy: Option<AcceptProxy>,
 }
 
 /// Who serves.
@@ -69,6 +73,8 @@ pub struct Pool {
     pub retries: u32,
     /// Where sessions wait for a place.
     pub queue: Option<Queue>,
+    /// The PROXY header that its backends expect.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// One server of a pool, as it stands.

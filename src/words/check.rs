@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::Percent;
+use super::{Percent, ProxyVersion};
 
 /// A pool's active health check: a TCP connect, and where `send` or `expect` are given a short exchange after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckSpec {
     /// The port to probe; `None`: the backend's own. Ignored for backends on Unix sockets.
     pub port: Option<u16>,
+    /// The PROXY header that its own port expects before anything else. Another port is taken to expect none.
+    pub send_proxy: Option<ProxyVersion>,
     /// Bytes to send once connected.
     pub send: Option<Vec<u8>>,
     /// Bytes that the answer must begin with.

@@ -4,11 +4,13 @@
 mod address;
 mod check;
 mod name;
+mod network;
 mod quantity;
 mod state;
 
 pub use address::{Address, AddressError};
 pub use check::CheckSpec;
 pub use name::{BackendName, BackendRef, ListenerName, NameError, PoolName};
+pub use network::{Network, NetworkError};
 pub use quantity::{Generation, Percent, Weight};
-pub use state::{AdminState, Algorithm, Cause, Health, Phase, Refusal};
+pub use state::{AdminState, Algorithm, Cause, Health, Phase, ProxyVersion, Refusal};

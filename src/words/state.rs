@@ -86,8 +86,30 @@ spelled!(
         QueueFull = "queue_full",
         /// The pool's queue did not move in time.
         QueueTimeout = "queue_timeout",
+        /// The PROXY header that was to come was malformed, cut short or late.
+        BadProxyHeader = "bad_proxy_header",
     }
 );
+
+spelled!(
+    /// Which PROXY header tells a backend who the client is (HAProxy's proxy-protocol.txt).
+    ProxyVersion {
+        /// A line of text.
+        V1 = "v1",
+        /// Binary.
+        V2 = "v2",
+    }
+);
+
+impl ProxyVersion {
+    /// The header of a connection that is lbd's own, of no client's.
+    pub const fn own(self) -> &'static [u8] {
+        match self {
+            ProxyVersion::V1 => b"PROXY UNKNOWN\r\n",
+            ProxyVersion::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", // LOCAL, no addresses
+        }
+    }
+}
 
 spelled!(
     /// Who or what ended a session: the first of the two letters that HAProxy's users know.

@@ -230,7 +230,7 @@ fn first_bytes_that_a_lost_sink_did_not_take_go_to_another() {
 
     let (mut another, reader) = pair(Over::Unix);
     another.writable = true;
-    flow.reopen();
+    flow.reopen(&memory);
     put(&writer, b", world");
     ears.hear([&mut source, &mut sink], 1000);
     while flow.pump(&mut source, &mut another, &mut scratch, &memory) == Ok(Step::Yield) {}

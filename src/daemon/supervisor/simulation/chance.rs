@@ -107,6 +107,7 @@ fn a_check(chance: &mut Chance) -> CheckSpec {
     let interval = Duration::from_millis(chance.one_of(&[500, 2000, 10_000]));
     CheckSpec {
         port: None,
+        send_proxy: None,
         send: None,
         expect: None,
         interval,

@@ -534,7 +534,7 @@ fn who_must_send_a_proxy_header_and_who_gets_one() {
         ("[10.1.0.0/16, \"fd00::/8\"]", [true, true, false]),
         ("[\"unix:\"]", [false, false, true]),
     ] {
-        let config = Config::parse(&text(from)).unwrap();
+        let config = Config::parse(text(from)).unwrap();
         let trusted = config.listeners.values().next().unwrap().accept_proxy.clone().unwrap();
         let asked = [Some("10.1.2.3".parse().unwrap()), Some("fd00::1".parse().unwrap()), None];
         assert_eq!(asked.map(|ip| trusted.expects(ip)), expects, "{from}");

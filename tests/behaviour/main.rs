@@ -13,6 +13,7 @@ mod health;
 mod hot_change;
 mod limits;
 mod operator;
+mod proxy_protocol;
 mod proxying;
 mod shortage;
 mod starting;

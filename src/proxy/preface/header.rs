@@ -46,16 +46,15 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header for a client's connection. A client who is no IP's is unknown: addresses of Unix sockets have
-    /// 216 bytes in version 2 and nothing in them that a backend could use.
+    /// The header for a client's connection. Of a client who has no IP it tells nothing, in version 2 as LOCAL:
+    /// HAProxy 2.6 refuses the PROXY command with another family.
     pub fn new(version: ProxyVersion, origin: Origin) -> Self {
         let mut header = Self { bytes: [0; LONGEST_LINE], length: 0 };
         match (version, origin) {
-            (_, Origin::Sender) | (ProxyVersion::V1, Origin::Unknown | Origin::Unix) => header.add(version.own()),
-            (ProxyVersion::V2, Origin::Unknown | Origin::Unix) => header.binary(0x00, &[], &[], None),
+            (_, Origin::Sender | Origin::Unknown | Origin::Unix) => header.add(version.own()),
             (ProxyVersion::V1, Origin::Ip(from, to)) => header.line(from, to),
             (ProxyVersion::V2, Origin::Ip(from, to)) => {
-                let ports = Some((from.port(), to.port()));
+                let ports = (from.port(), to.port());
                 match same_family(from, to) {
                     (IpAddr::V4(from), IpAddr::V4(to)) => header.binary(0x11, &from.octets(), &to.octets(), ports),
                     (from, to) => header.binary(0x21, &in_ipv6(from).octets(), &in_ipv6(to).octets(), ports),
@@ -78,16 +77,14 @@ impl Header {
         self.add(line.as_bytes());
     }
 
-    fn binary(&mut self, family: u8, from: &[u8], to: &[u8], ports: Option<(u16, u16)>) {
-        let length = from.len() + to.len() + if ports.is_some() { 4 } else { 0 };
+    fn binary(&mut self, family: u8, from: &[u8], to: &[u8], ports: (u16, u16)) {
+        let length = from.len() + to.len() + 4;
         self.add(SIGNATURE);
         self.add(&[0x21, family, 0, length as u8]); // version 2, PROXY
         self.add(from);
         self.add(to);
-        if let Some((from, to)) = ports {
-            self.add(&from.to_be_bytes());
-            self.add(&to.to_be_bytes());
-        }
+        self.add(&ports.0.to_be_bytes());
+        self.add(&ports.1.to_be_bytes());
     }
 
     /// As it is to be sent.

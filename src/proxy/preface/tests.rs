@@ -1,6 +1,11 @@
+//! A header's way through a flow and a session, on real sockets: cut anywhere, with the bytes behind it, and anew
+//! for the next backend.
+
 use super::super::relay::{End, SCRATCH, Step};
-use super::super::testing::{Ears, Got, Over, break_off, get, pair, put};
+use super::super::session::Next;
+use super::super::testing::{Ears, Got, Over, break_off, get, pair, put, snapshot};
 use super::*;
+use nix::sys::epoll::EpollFlags;
 
 const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 4711 443\r\n";
 
@@ -79,6 +84,28 @@ fn a_header_in_any_pieces_leaves_what_follows_it_intact() {
         assert_eq!(get(&way.called, 999), with_header(b"hello"), "{split}");
         assert_eq!((way.flow.bytes, way.memory.held(), way.flow.sent), (5, 0, true), "{split}");
     }
+}
+
+/// The server's event comes first, as it is registered first.
+#[test]
+fn the_header_waits_for_the_clients_first_event_and_goes_with_what_that_brings() {
+    let (snapshot, _cells) = snapshot(
+        "listeners: { web: { bind: 127.0.0.1:8080, pool: web } }\npools: { web: { backends: { a: 127.0.0.1:9001 } } }",
+        1,
+    );
+    let Way { client, caller, mut server, called, memory, mut scratch, .. } = Way::new();
+    server.writable = true;
+    let mut session = Session::new(client, Some("192.0.2.1:4711".parse().unwrap()), &snapshot.listeners[0], 0, 0);
+    session.destination = Some(Box::new("198.51.100.2:443".parse().unwrap()));
+    session.server = Some(server);
+    session.state = State::Relaying;
+    session.send_proxy = Some(ProxyVersion::V1);
+    put(&caller, b"hello");
+    assert_eq!(session.relay(&mut scratch, &memory, 1), Next::Wait);
+    assert_eq!(get(&called, 999), Got::Nothing);
+    session.client_heard(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT);
+    assert_eq!(session.relay(&mut scratch, &memory, 1), Next::Wait);
+    assert_eq!(get(&called, 999), with_header(b"hello"));
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Headers against the document, against the `ppp` crate as the second opinion, and against garbage.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -64,13 +66,14 @@ fn binary_headers_are_read() {
         assert_eq!(decode(&more), Decoded::Whole(header.len(), origin), "{}", header.escape_ascii());
     }
     assert_eq!(Header::new(V2, known()).as_bytes(), tcp4(b""));
-    assert_eq!(V2.own(), binary_of(0x20, 0, b""));
+    for origin in [Origin::Sender, Origin::Unknown, Origin::Unix] {
+        assert_eq!(Header::new(V2, origin).as_bytes(), binary_of(0x20, 0, b""));
+    }
 }
 
 #[test]
 fn what_is_no_header_is_refused() {
     let mut wrong_sum = checked();
-    *wrong_sum.last_mut().unwrap() ^= 0; // the sum covers what follows it too
     wrong_sum[20] ^= 1;
     let long = format!("PROXY UNKNOWN {}", "x".repeat(LONGEST_LINE));
     let mut endless = binary_of(0x21, 0x11, b"");
@@ -173,7 +176,8 @@ proptest! {
     /// Garbage, also such as begins well; and what was said of it does not change with what follows.
     #[test]
     fn nothing_that_comes_is_too_much(start in 0usize..4, garbage in prop::collection::vec(any::<u8>(), 0..300)) {
-        let bytes = [[&b""[..], b"PROXY ", SIGNATURE, &SIGNATURE[..]][start], &[b"", b"", b"", &b"\x21\x11\0\x20"[..]][start], &garbage].concat();
+        let starts = [&b""[..], b"PROXY ", SIGNATURE, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x20"];
+        let bytes = [starts[start], &garbage].concat();
         let whole = decode(&bytes);
         for split in 0..bytes.len() {
             match decode(&bytes[..split]) {

@@ -147,8 +147,7 @@ fn imports(file: &File) -> Vec<String> {
     }
     let own = module[0];
     if file.name.starts_with("bin/lbtest/") {
-        let foreign = paths(&file.code).into_iter().filter(|path| path[0] == "lbd");
-        return foreign.map(|path| format!("lbtest knows nothing of lbd, but names {}", path.join("::"))).collect();
+        return strangers(file);
     }
     if own == "bin" || own == "lib" {
         return Vec::new();
@@ -170,6 +169,12 @@ fn imports(file: &File) -> Vec<String> {
         }
     }
     complaints
+}
+
+/// What judges lbd imports nothing of it.
+fn strangers(file: &File) -> Vec<String> {
+    let foreign = paths(&file.code).into_iter().filter(|path| path.len() > 1 && path[0] == "lbd");
+    foreign.map(|path| format!("knows nothing of lbd, but names {}", path.join("::"))).collect()
 }
 
 fn purity(file: &File) -> Vec<String> {
@@ -248,6 +253,7 @@ fn sleeps(file: &File) -> usize {
 #[test]
 fn imports_point_downward_and_rooms_of_one_rank_do_not_know_each_other() {
     check(sources(), imports);
+    check(&files("benches"), strangers);
 }
 
 #[test]
@@ -284,6 +290,7 @@ fn one_file_binds_and_publishes() {
 fn every_file_is_short_says_what_it_is_and_is_finished() {
     check(&files("src"), |file| [length(file), opening(file), leftovers(file)].concat());
     check(&files("tests"), |file| [length(file), opening(file)].concat());
+    check(&files("benches"), |file| [length(file), opening(file), leftovers(file)].concat());
 }
 
 #[test]

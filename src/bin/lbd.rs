@@ -109,7 +109,9 @@ fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> 
     let place = arguments.control.as_ref().map_or_else(|| usual.clone(), Place::named);
     let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place) };
     daemon::run(start, logging, |ready| {
-        let socket = (ready.control != usual.path).then_some(ready.control);
+        // lbctl asks there first: a line to copy must never reach another lbd.
+        let elsewhere = std::env::var_os("LBD_SOCKET").is_some() || Place::system().path.exists();
+        let socket = (elsewhere || ready.control != usual.path).then_some(ready.control);
         let listener = ready.listening.values().find_map(|address| match address {
             Address::Ip(ip) => Some(*ip),
             Address::Unix(_) => None,

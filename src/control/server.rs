@@ -1,9 +1,11 @@
 //! The daemon's side of the socket: takes requests off it within bounds of size, number and time,
 //! hands each to the supervisor, and writes the answer back. It decides nothing.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -15,7 +17,7 @@ use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::{Reply, Request, Unroutable, parse};
@@ -28,6 +30,9 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// How long no connection is taken after an accept failed: EMFILE repeats at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections of any kind, as a multiple of those that may be silent.
+const MOST: usize = 4;
 
 /// One request on its way to the supervisor.
 #[derive(Debug)]
@@ -54,7 +59,8 @@ pub struct Peer {
 /// What the server allows a client. The supervisor may take as long as it needs: a drain is waited for.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time; more wait in the kernel's queue.
+    /// Connections that have asked nothing yet; one more ends the oldest. Of all there are at most four times as many,
+    /// more wait in the kernel's queue.
     pub connections: usize,
     /// The longest a client may take to send its headers, and again to send its document.
     pub request: Duration,
@@ -74,15 +80,25 @@ impl Default for Limits {
 /// Requests not yet answered then are answered with a refusal. While `asks` is full, clients wait.
 pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Limits) {
     let mut connections = JoinSet::new();
+    // Those that have asked nothing yet, oldest first. Who waits for the supervisor is the supervisor's to bound.
+    let mut silent: VecDeque<(Arc<AtomicBool>, AbortHandle)> = VecDeque::new();
     let mut is_failing = false;
     loop {
         tokio::select! {
             () = asks.closed() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < limits.connections => match accepted {
+            accepted = listener.accept(), if connections.len() < MOST * limits.connections => match accepted {
                 Ok((stream, _)) => {
                     is_failing = false;
-                    connections.spawn(serve_connection(stream, asks.clone(), limits));
+                    silent.retain(|(asked, task)| !asked.load(Relaxed) && !task.is_finished());
+                    if silent.len() >= limits.connections
+                        && let Some((_, oldest)) = silent.pop_front()
+                    {
+                        oldest.abort(); // an operator is not to wait for those who say nothing
+                    }
+                    let asked = Arc::new(AtomicBool::new(false));
+                    let serving = serve_connection(stream, asks.clone(), Arc::clone(&asked), limits);
+                    silent.push_back((asked, connections.spawn(serving)));
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
@@ -99,15 +115,15 @@ pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Li
 }
 
 /// One request, one answer. Errors of the connection concern nobody else: the client has gone or speaks no HTTP.
-async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, limits: Limits) {
+async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, asked: Arc<AtomicBool>, limits: Limits) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
 
     let answered = Arc::new(Notify::new());
     let service = service_fn(|request| {
-        let (asks, answered) = (asks.clone(), Arc::clone(&answered));
+        let (asks, asked, answered) = (asks.clone(), Arc::clone(&asked), Arc::clone(&answered));
         async move {
-            let response = respond(request, peer, &asks, limits).await;
+            let response = respond(request, peer, &asks, &asked, limits).await;
             answered.notify_one();
             Ok::<_, Infallible>(response)
         }
@@ -129,7 +145,13 @@ async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, limits:
 
 type Answer = Response<Full<Bytes>>;
 
-async fn respond(request: hyper::Request<Incoming>, peer: Peer, asks: &mpsc::Sender<Asked>, limits: Limits) -> Answer {
+async fn respond(
+    request: hyper::Request<Incoming>,
+    peer: Peer,
+    asks: &mpsc::Sender<Asked>,
+    asked: &AtomicBool,
+    limits: Limits,
+) -> Answer {
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or(head.uri.path(), |path| path.as_str());
     let body = match timeout(limits.request, read_body(body)).await {
@@ -138,7 +160,10 @@ async fn respond(request: hyper::Request<Incoming>, peer: Peer, asks: &mpsc::Sen
         Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the document did not come in time"),
     };
     match parse(head.method.as_str(), path, &body) {
-        Ok(request) => ask(request, peer, asks).await,
+        Ok(request) => {
+            asked.store(true, Relaxed);
+            ask(request, peer, asks).await
+        }
         Err(error) => {
             let mut answer = refusal(status(error.http_status()), error.to_string());
             if let Unroutable::Method(right) = error {

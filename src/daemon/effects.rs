@@ -153,17 +153,19 @@ impl Effects {
 
     /// Gives each worker its share of the new sockets, takes the old ones away, and asks for an acknowledgement.
     fn hand_over(&mut self, listen: &[Address], release: &[Address], revision: Revision) {
+        let mut shares: Vec<Vec<(Address, OwnedFd)>> = self.lines.iter().map(|_| Vec::new()).collect();
         for address in listen {
-            for (line, socket) in self.lines.iter().zip(self.fresh.remove(address).unwrap_or_default()) {
-                told(line.tell(Command::Listen(address.clone(), socket)));
+            for (share, socket) in shares.iter_mut().zip(self.fresh.remove(address).unwrap_or_default()) {
+                share.push((address.clone(), socket));
             }
         }
         for address in release {
             remove_file_of(address);
             self.held.remove(address);
-            self.tell_all(|| Command::Release(address.clone()));
         }
-        self.tell_all(|| Command::Acknowledge(revision));
+        for (line, listen) in self.lines.iter().zip(shares) {
+            told(line.tell(Command::Change { listen, release: release.to_vec(), revision }));
+        }
     }
 
     fn tell_all(&self, command: impl Fn() -> Command) {

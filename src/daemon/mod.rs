@@ -154,7 +154,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
                 Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
                 Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
             },
-            Some(Outcome::DialFailed(backend, _)) = outcomes.recv() => {
+            Some(Outcome::DialFailed(backend)) = outcomes.recv() => {
                 Event::DialFailed((backend.reference.clone(), backend.address.clone()))
             }
             () = sleep_until(deadline.into()) => Event::Tick,

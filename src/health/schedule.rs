@@ -15,7 +15,8 @@ pub fn first_probe_in(spec: &CheckSpec, random: u64) -> Duration {
 }
 
 /// How long after the start of one probe the next is due, given what is believed after it: `fast_interval` while
-/// unproven or in transition, `down_interval` while down, else `interval`; each plus or minus the jitter.
+/// unproven or in transition, `down_interval` while down, else `interval`; each less up to the jitter, and of a backend
+/// that is up and settled also more.
 pub fn next_probe_in(verdict: &Verdict, spec: &CheckSpec, random: u64) -> Duration {
     let interval = match verdict.health() {
         _ if verdict.in_transition() => spec.fast_interval,
@@ -24,7 +25,10 @@ pub fn next_probe_in(verdict: &Verdict, spec: &CheckSpec, random: u64) -> Durati
         Health::Up => spec.interval,
     };
     let jitter = f64::from(spec.jitter.value()) / 100.0;
-    let moved = 1.0 + jitter * (2.0 * fraction(random) - 1.0);
+    let either_way = 2.0 * fraction(random) - 1.0;
+    // One that does not serve is not to wait longer than was asked for: it is to be back within two intervals.
+    let settled = verdict.health() == Health::Up && !verdict.in_transition();
+    let moved = 1.0 + jitter * if settled { either_way } else { either_way.min(0.0) };
     // Out of range is a wait of centuries; there the jitter does not matter.
     Duration::try_from_secs_f64(interval.as_secs_f64() * moved).unwrap_or(interval)
 }

@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::serve::is_shortage;
 use super::socket;
-use super::worker::{Token, Worker};
+use super::worker::{RECOVERY, Token, Worker};
 use crate::snapshot::{Listener, Snapshot};
 use crate::words::Address;
 
@@ -178,6 +178,7 @@ impl Worker {
                      new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more"
                 );
             }
+            self.sweep_by(self.now + RECOVERY); // it says when the spell is over
             self.hold_door(key, Hold::Limit);
             return Accepted::Held;
         }

@@ -17,12 +17,15 @@ const INBOX: usize = 1024;
 /// What the daemon tells a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Accept on this socket. Which listener it belongs to, the snapshot says.
-    Listen(Address, OwnedFd),
-    /// Accept what has come to this address so far, then close it.
-    Release(Address),
-    /// Say that everything told so far is done, and that this snapshot is in force here.
-    Acknowledge(Revision),
+    /// A snapshot has been published: work by it. One command, so that it is told whole or not at all.
+    Change {
+        /// Accept on these sockets. Which listener one belongs to, the snapshot says.
+        listen: Vec<(Address, OwnedFd)>,
+        /// Accept what has come to these addresses so far, then close them.
+        release: Vec<Address>,
+        /// Then say that all of it is done, and that this snapshot is in force here.
+        revision: Revision,
+    },
     /// End sessions now.
     Cut(Sessions),
     /// Return from the loop.
@@ -41,8 +44,8 @@ pub enum Sessions {
 /// What a worker tells the daemon.
 #[derive(Debug)]
 pub enum Outcome {
-    /// A connect to this backend failed; holds why.
-    DialFailed(Arc<BackendCell>, String),
+    /// A connect to this backend failed.
+    DialFailed(Arc<BackendCell>),
 }
 
 /// The daemon's end of a worker's inbox.

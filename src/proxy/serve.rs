@@ -25,6 +25,8 @@ use crate::words::{Address, Cause, Phase, PoolName, Refusal};
 
 /// The pause before a backend that has just failed this session is tried again, where there is no other.
 const AGAIN: u64 = 1_000_000;
+/// The pause before a backend whose queue is full is asked again.
+const CROWDED: u64 = 10_000;
 
 impl Worker {
     /// Takes an accepted client in. Its places at the process and the listener are reserved.
@@ -56,9 +58,12 @@ impl Worker {
         let Some(pool) = self.snapshot.pool(&session.pool.name) else {
             return self.refuse(key, Refusal::NoBackend);
         };
+        let queued = session.state == State::Queued;
+        if let Some(queue) = pool.queue.filter(|_| !queued && pool.cell.queued.load(SeqCst) > 0) {
+            return self.enqueue(key, queue.max, queue.timeout); // behind those who came before
+        }
         let ip = session.peer.map(|peer| peer.ip());
         let choice = choose(pool, session.ticket, ip, random, &session.tried);
-        let queued = session.state == State::Queued;
         if queued && !matches!(choice, Choice::Full) {
             leave_queue(&mut self.queues, session, key);
         }
@@ -68,6 +73,8 @@ impl Worker {
                 session.send_proxy = pool.send_proxy;
                 self.dial(key, backend, patience);
             }
+            // The only one may be tried again; of several each has had its chance.
+            Choice::AllTried if pool.eligible.len() > 1 => self.refuse(key, Refusal::ConnectFailed),
             Choice::AllTried => {
                 session.tried.clear();
                 self.pause(key, AGAIN);
@@ -93,7 +100,9 @@ impl Worker {
         let dialled = socket::dial(&backend.address);
         let session = &mut self.sessions[key];
         session.dial = session.dial.wrapping_add(1);
-        session.since = self.now;
+        if !std::mem::take(&mut session.crowded) {
+            session.since = self.now;
+        }
         session.backend = Some(backend);
         let (fd, connected) = match dialled {
             Ok(Dialled::Pending(fd)) => (fd, false),
@@ -101,14 +110,16 @@ impl Worker {
             Err(e) if is_shortage(e) => {
                 // The client is not to suffer for our want of descriptors: it waits until there are some.
                 self.give_back(key);
-                return if self.now.saturating_sub(self.sessions[key].accepted) < patience {
-                    self.run_short(e);
-                    self.pause(key, self.shut_for);
-                } else {
-                    self.refuse(key, Refusal::Limit);
-                };
+                self.run_short(e);
+                return self.pause(key, self.shut_for);
             }
-            Err(e) => return self.dial_failed(key, e),
+            // A Unix socket whose queue is full: where TCP would ask again by itself, this is for us to do.
+            Err(Errno::EAGAIN) if self.now.saturating_sub(session.since) < patience => {
+                session.crowded = true;
+                self.give_back(key);
+                return self.pause(key, CROWDED);
+            }
+            Err(e) => return self.dial_failed(key, if e == Errno::EAGAIN { Errno::ETIMEDOUT } else { e }),
         };
         let token = Token::Server(key, session.dial).pack();
         let registered = self.epoll.add(&fd, EpollEvent::new(interest(), token));
@@ -151,6 +162,7 @@ impl Worker {
     pub(super) fn dial_failed(&mut self, key: usize, why: Errno) {
         let session = &mut self.sessions[key];
         session.server = None;
+        session.kept_alive = false; // the next one has a socket of its own
         session.up.reopen(&self.limits.memory);
         session.down = Flow::default();
         session.state = State::Pausing;
@@ -167,7 +179,7 @@ impl Worker {
             session.tried.push(Arc::clone(backend));
             // Want of local ports is no fault of the backend's.
             if why != Errno::EADDRNOTAVAIL {
-                let _ = self.outcomes.try_send(Outcome::DialFailed(Arc::clone(backend), why.desc().to_lowercase()));
+                let _ = self.outcomes.try_send(Outcome::DialFailed(Arc::clone(backend)));
             }
         }
         self.give_back(key);

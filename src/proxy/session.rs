@@ -82,6 +82,10 @@ pub struct Session {
     pub dial: u8,
     /// Keepalive has been turned on.
     pub kept_alive: bool,
+    /// It is to have another turn, and stands in the worker's row for it.
+    pub again: bool,
+    /// The backend's queue was full (Unix sockets tell so); `since` counts from the first such moment.
+    pub crowded: bool,
     /// When the client was accepted.
     pub accepted: u64,
     /// When its present state began.
@@ -117,6 +121,8 @@ impl Session {
             refused: None,
             dial: 0,
             kept_alive: false,
+            again: false,
+            crowded: false,
             accepted: now,
             since: now,
             active: now,
@@ -197,12 +203,16 @@ impl Session {
 
     /// When it has to end for want of bytes, and whose fault that would be.
     pub fn overdue(&self) -> (u64, Cause) {
-        let half = self.up.closed || self.down.closed;
-        let patience = if half { self.idle.min(self.half_closed) } else { self.idle };
+        let patience = if self.is_half_closed() { self.idle.min(self.half_closed) } else { self.idle };
         // Who keeps the other waiting: the one that does not read, else the one that is expected to speak.
         let server = self.up.is_holding() || (self.up.closed && !self.down.is_holding());
         let cause = if server { Cause::ServerTimeout } else { Cause::ClientTimeout };
         (self.active.saturating_add(patience), cause)
+    }
+
+    /// One direction is over: the other one has `half_close_timeout`.
+    pub fn is_half_closed(&self) -> bool {
+        self.up.closed || self.down.closed
     }
 
     /// Takes the timeouts that are in force now.

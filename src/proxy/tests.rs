@@ -55,7 +55,8 @@ impl Rig {
             Self { line, limits, snapshot, _publisher: publisher, outcomes, acknowledged, thread: None, door, told: 0 };
         rig.run(worker);
         for socket in sockets {
-            rig.line.tell(Command::Listen(rig.door.clone(), socket)).unwrap();
+            let listen = vec![(rig.door.clone(), socket)];
+            rig.line.tell(Command::Change { listen, release: vec![], revision: Revision(0) }).unwrap();
         }
         rig
     }
@@ -76,7 +77,7 @@ impl Rig {
     fn settle(&mut self) {
         self.told += 1;
         let revision = Revision(self.told);
-        self.line.tell(Command::Acknowledge(revision)).unwrap();
+        self.line.tell(Command::Change { listen: vec![], release: vec![], revision }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let done = async {
             while self.line.acknowledged() < revision {
@@ -214,9 +215,7 @@ fn a_dead_backend_costs_a_retry_and_only_dead_ones_cost_the_client() {
     rig.settle();
     let shard = &rig.snapshot.pools[0].backends[0].cell.shards[0];
     assert_eq!((shard.connect_errors.read(), shard.retries.read()), (2, 2), "half of the clients came to it first");
-    assert!(
-        matches!(rig.outcomes.try_recv(), Ok(Outcome::DialFailed(cell, _)) if cell.reference.backend.as_str() == "a")
-    );
+    assert!(matches!(rig.outcomes.try_recv(), Ok(Outcome::DialFailed(cell)) if cell.reference.backend.as_str() == "a"));
 
     let rig = Rig::serving(&format!("a: {a}, b: {b}, c: {c}"));
     let refused = rig.client().read(&mut [0]).map_err(|e| e.kind());
@@ -230,7 +229,8 @@ fn a_released_door_serves_who_came_before_and_its_sessions_go_on() {
     say(&mut before, b"hello");
     let parked = rig.park();
     let mut waiting = rig.client();
-    rig.line.tell(Command::Release(rig.door.clone())).unwrap();
+    let release = vec![rig.door.clone()];
+    rig.line.tell(Command::Change { listen: vec![], release, revision: Revision(0) }).unwrap();
     rig.run(parked);
     rig.settle();
     let Address::Ip(ip) = rig.door else { unreachable!() };

@@ -26,7 +26,7 @@ const EVENTS: usize = 512;
 /// The least time between two sweeps over the table, in microseconds.
 const SWEEP: u64 = 20_000;
 /// How often a worker looks whether a shortage is over.
-const RECOVERY: u64 = 1_000_000;
+pub(super) const RECOVERY: u64 = 1_000_000;
 /// How soon after a change the sessions take its timeouts.
 const REFRESH: u64 = 100_000;
 
@@ -172,19 +172,24 @@ impl Worker {
             self.now = monotonic_micros();
             self.look_at_snapshot();
             std::mem::swap(&mut turn, &mut self.again);
-            let mut parked = false;
+            let mut told = false;
             for event in &events[..count] {
                 match Token::unpack(event.data()) {
                     Token::Client(key) => self.client_event(key, event.events()),
                     Token::Server(key, dial) => self.server_event(key, dial, event.events()),
                     Token::Door(key) => self.knocked.push(key),
-                    Token::Inbox => parked |= self.take_commands(),
+                    Token::Inbox => told = true,
                 }
             }
             for key in turn.drain(..) {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.again = false;
+                }
                 self.turn(key);
             }
             self.bury();
+            // Commands take clients in: not before every event of a former owner of their entries is handled.
+            let parked = told && self.take_commands();
             self.answer_doors();
             if self.now >= self.sweep_at {
                 self.sweep();
@@ -239,15 +244,15 @@ impl Worker {
         let mut parked = false;
         while let Some(command) = self.inbox.next() {
             match command {
-                Command::Listen(address, socket) => self.add_door(address, socket),
-                Command::Release(address) => self.release_door(&address),
-                Command::Cut(which) => self.cut(&which),
-                Command::Park => parked = true,
-                Command::Acknowledge(revision) => {
+                Command::Change { listen, release, revision } => {
+                    listen.into_iter().for_each(|(address, socket)| self.add_door(address, socket));
+                    release.iter().for_each(|address| self.release_door(address));
                     self.bury();
                     self.inbox.acknowledge(revision);
                     self.acknowledged.notify_one();
                 }
+                Command::Cut(which) => self.cut(&which),
+                Command::Park => parked = true,
             }
         }
         parked
@@ -302,6 +307,7 @@ impl Worker {
             _ => return,
         }
         let before = (session.up.bytes, session.down.bytes);
+        let was_whole = !session.is_half_closed();
         let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
         let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
         if session.up.sent || session.down.bytes != 0 {
@@ -318,8 +324,17 @@ impl Worker {
                 backend.bytes_out.add(down);
             }
         }
+        if was_whole && session.is_half_closed() {
+            let soon = session.overdue().0;
+            self.sweep_by(soon);
+        }
         match next {
-            Next::Again => self.again.push(key),
+            Next::Again => {
+                // Once: an event beside it gives a turn too, and nobody has a right to two.
+                if !std::mem::replace(&mut self.sessions[key].again, true) {
+                    self.again.push(key);
+                }
+            }
             next => self.follow(key, next),
         }
     }
@@ -347,9 +362,13 @@ impl Worker {
             if changed {
                 session.take_timeouts(&self.snapshot);
             }
+            let hopeless = changed
+                && session.state == State::Pausing
+                && self.snapshot.pool(&session.pool.name).is_none_or(|pool| pool.eligible.is_empty());
             let (mut at, mut cause) = match session.state {
                 State::Relaying => session.overdue(),
                 State::Gone => continue,
+                _ if hopeless => (now, Cause::ServerTimeout), // it is refused now rather than later
                 _ => (session.deadline, Cause::ServerTimeout),
             };
             if let Some(leave) = session.leaves_by(&self.snapshot).filter(|leave| *leave < at) {

@@ -2,12 +2,12 @@
 //! backend. Snapshots and sessions share the cells; [`Cells`], the supervisor's register of them, keeps
 //! a removed one until its last session has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::counters::{BackendShard, ListenerShard, Padded};
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::words::{Address, BackendRef, ListenerName, PoolName};
 
 /// A listener's identity (its name) and counters.
@@ -136,7 +136,7 @@ impl Cells {
     }
 
     /// Makes the register fit a configuration: adds what is new, marks what has left at `now`
-    /// (microseconds of CLOCK_MONOTONIC), forgets what has left and has no session any more.
+    /// (microseconds of CLOCK_MONOTONIC).
     pub fn settle(&mut self, config: &Config, now: u64) {
         for name in config.listeners.keys() {
             self.listeners.entry(name.clone()).or_insert_with(|| Arc::new(listener(name.clone(), self.shards)));
@@ -153,29 +153,23 @@ impl Cells {
                     .or_insert_with(|| Arc::new(backend(reference, asked.address.clone(), cell, self.shards)));
             }
         }
-        self.listeners.retain(|name, cell| {
-            let present = config.listeners.contains_key(name);
-            cell.removed.set(present, now);
-            present || cell.live.count() > 0
-        });
-        self.backends.retain(|(reference, address), cell| {
-            let present = config
-                .pools
-                .get(&reference.pool)
-                .is_some_and(|p| p.backends.iter().any(|b| b.name == reference.backend && b.address == *address));
-            cell.removed.set(present, now);
-            present || cell.live.count() > 0
-        });
-        self.pools
-            .retain(|name, _| config.pools.contains_key(name) || self.backends.keys().any(|(r, _)| r.pool == *name));
+        for (name, cell) in &self.listeners {
+            cell.removed.set(config.listeners.contains_key(name), now);
+        }
+        for ((reference, address), cell) in &self.backends {
+            let pool = config.pools.get(&reference.pool);
+            let same = |b: &Backend| b.name == reference.backend && b.address == *address;
+            cell.removed.set(pool.is_some_and(|pool| pool.backends.iter().any(same)), now);
+        }
     }
 
-    /// Forgets what has left and has no session any more; true where something did.
-    pub fn forget_empty(&mut self) -> bool {
-        let before = self.listeners.len() + self.backends.len();
+    /// Forgets what has left and has no session any more. Only once every worker works by a snapshot without it:
+    /// until then one may still take clients in for it, and nobody would count them.
+    pub fn forget_empty(&mut self) {
         self.listeners.retain(|_, cell| cell.removed_since().is_none() || cell.live.count() > 0);
         self.backends.retain(|_, cell| cell.removed_since().is_none() || cell.live.count() > 0);
-        before != self.listeners.len() + self.backends.len()
+        let pools: BTreeSet<&PoolName> = self.backends.keys().map(|(reference, _)| &reference.pool).collect();
+        self.pools.retain(|name, _| pools.contains(name));
     }
 
     /// The cell of a listener.

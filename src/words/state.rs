@@ -36,9 +36,9 @@ spelled!(
     AdminState {
         /// It takes sessions while it is fit to.
         Enabled = "enabled",
-        /// It finishes its sessions and takes no new one.
+        /// It finishes its sessions, takes no new one and is not probed.
         Draining = "draining",
-        /// It takes no new session until it is enabled again, and is not probed.
+        /// The same; its sessions may have been cut.
         Disabled = "disabled",
     }
 );

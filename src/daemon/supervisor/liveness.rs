@@ -39,18 +39,18 @@ impl Supervisor {
 
     pub(super) fn probed(&mut self, key: &BackendKey, result: Result<(), String>, now: Now) {
         let random = self.random();
-        let disabled = self.admin_of(key) == AdminState::Disabled;
+        let unasked = self.admin_of(key) != AdminState::Enabled;
         let spec = self.check_of(key).cloned();
         self.probing.remove(key);
-        // It may have been removed meanwhile, its check too, or it was disabled: then nobody asked for a verdict.
+        // It may have been removed meanwhile, its check too, or it was drained or disabled: then nobody asked for a verdict.
         let Some(known) = self.backends.get_mut(key) else { return };
-        let Some(spec) = spec.filter(|_| !disabled) else { return };
+        let Some(spec) = spec.filter(|_| !unasked) else { return };
         match result {
             Ok(()) => known.probes_ok += 1,
             Err(_) => known.probes_failed += 1,
         }
         let turned = known.verdict.record(result, &spec, now.at);
-        known.next_probe = Some(now.at + next_probe_in(&known.verdict, &spec, random));
+        known.next_probe = Some(now.at.max(known.last_probe + next_probe_in(&known.verdict, &spec, random)));
         let (pool, backend) = (key.0.pool.as_str(), key.0.backend.as_str());
         match turned {
             None => return,
@@ -63,10 +63,10 @@ impl Supervisor {
     }
 
     pub(super) fn not_probed(&mut self, key: &BackendKey, now: Now) {
-        let disabled = self.admin_of(key) == AdminState::Disabled;
+        let unasked = self.admin_of(key) != AdminState::Enabled;
         self.probing.remove(key);
         if let Some(known) = self.backends.get_mut(key) {
-            known.next_probe = (!disabled).then_some(now.at + UNABLE);
+            known.next_probe = (!unasked).then_some(now.at + UNABLE);
         }
     }
 

@@ -57,6 +57,8 @@ pub struct Supervisor {
     facts: Facts,
     started: Instant,
     config: Option<Config>,
+    /// The one that the process was started with: some keys of a later one wait for the next start.
+    first: Option<Config>,
     generation: Generation,
     cells: Cells,
     snapshot: Arc<Snapshot>,
@@ -139,6 +141,7 @@ impl Supervisor {
             facts,
             started: now.at,
             config: None,
+            first: None,
             generation: Generation::default(),
             snapshot: Arc::new(Snapshot::empty()),
             revision: Revision::default(),
@@ -164,7 +167,7 @@ impl Supervisor {
         let mut actions = Vec::new();
         let out = &mut actions;
         match event {
-            Event::ReloadAsked(by) => self.reload_asked(by, now, out),
+            Event::ReloadAsked(by) => self.reload_asked(by, out),
             Event::ConfigRead(read) => self.config_read(read, now, out),
             Event::Bound(bound) => self.bound(bound, now, out),
             Event::NotBound(reasons) => self.not_bound(reasons, now, out),
@@ -206,7 +209,9 @@ impl Supervisor {
         self.go_on_stopping(now, out);
         if self.stage == Stage::Serving && self.status_at <= now.at {
             self.status_at = now.at + STATUS;
-            self.cells.forget_empty();
+            if self.acknowledged >= self.revision {
+                self.cells.forget_empty();
+            }
             let status = self.status_line();
             if status != self.last_status {
                 self.last_status.clone_from(&status);

@@ -31,7 +31,7 @@ impl Supervisor {
         match request {
             Request::Status => out.push(Action::Answer(ask, Reply::Status(Box::new(self.status(now))))),
             Request::Stats { pool } => out.push(Action::Answer(ask, self.stats_of(pool.as_ref(), now))),
-            Request::Reload => self.reload_asked(ReloadBy::Operator(ask), now, out),
+            Request::Reload => self.reload_asked(ReloadBy::Operator(ask), out),
             Request::Drain { target, wait, reason, expires } => {
                 let Some(keys) = self.resolve_or_refuse(&target, ask, out) else { return };
                 let decision = Decision { admin: AdminState::Draining, by, reason, expires };
@@ -115,14 +115,15 @@ impl Supervisor {
         lines
     }
 
-    /// A disabled backend is not probed; one that comes back must prove itself first.
+    /// Only an enabled backend is probed: after the answer to a drain nobody connects. One that comes back must prove
+    /// itself first.
     fn admin_changed(&mut self, key: &BackendKey, before: AdminState, now: Now) {
         let after = self.admin_of(key);
         let probing = self.probing.contains(key);
         let Some(known) = self.backends.get_mut(key) else { return };
-        if after == AdminState::Disabled {
+        if after != AdminState::Enabled {
             known.next_probe = None;
-        } else if before == AdminState::Disabled {
+        } else if before != AdminState::Enabled {
             known.verdict = Verdict::unproven(now.at);
             known.next_probe = (!probing).then_some(now.at);
         }

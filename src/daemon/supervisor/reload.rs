@@ -13,12 +13,12 @@ use crate::daemon::event::{BackendKey, FileRead, Now, ReloadBy};
 use crate::daemon::logging::timestamp;
 use crate::health::{Verdict, first_probe_in};
 use crate::observe::{LastReload, ReloadAsker, ReloadResult};
-use crate::words::{Address, AdminState, BackendRef};
+use crate::words::{Address, BackendRef};
 
 const STOPPING: &str = "lbd is stopping; nothing was changed";
 
 impl Supervisor {
-    pub(super) fn reload_asked(&mut self, by: ReloadBy, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn reload_asked(&mut self, by: ReloadBy, out: &mut Vec<Action>) {
         if self.stage.is_stopping() {
             if let ReloadBy::Operator(ask) = by {
                 out.push(Action::Answer(ask, Reply::refused(STOPPING)));
@@ -34,7 +34,6 @@ impl Supervisor {
             out.push(Action::Notify(Notice::Reloading));
         }
         out.push(Action::ReadConfig);
-        let _ = now;
     }
 
     pub(super) fn config_read(&mut self, read: FileRead, now: Now, out: &mut Vec<Action>) {
@@ -101,6 +100,7 @@ impl Supervisor {
         }
         self.cells.settle(&config, now.micros);
         let notes = self.know(&config, now);
+        self.first.get_or_insert_with(|| config.clone());
         self.config = Some(config);
         self.generation = self.generation.next();
         self.publish(listen, release, out);
@@ -129,7 +129,7 @@ impl Supervisor {
             kept
         });
         for (key, check) in wanted {
-            let disabled = self.overrides.get(&key).is_some_and(|o| o.admin == AdminState::Disabled);
+            let unasked = self.overrides.contains_key(&key);
             let probing = self.probing.contains(&key);
             let known = self.backends.entry(key).or_insert_with(|| Known {
                 verdict: Verdict::unproven(now.at),
@@ -145,7 +145,7 @@ impl Supervisor {
                         known.verdict = Verdict::unproven(now.at);
                     }
                 }
-                Some(spec) if !probing && !disabled => {
+                Some(spec) if !probing && !unasked => {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let soon = now.at + first_probe_in(spec, random);
                     // An interval that has become shorter counts from now on.
@@ -190,7 +190,7 @@ impl Supervisor {
             // Where nothing has changed too: the watcher may have been quicker by a moment.
             self.answer_when_known(ask, Then::Answer(reply), now, out);
         }
-        self.reload_over(now, out);
+        self.reload_over(out);
     }
 
     fn refuse_reload(&mut self, why: &str, problems: Vec<ProblemLine>, now: Now, out: &mut Vec<Action>) {
@@ -207,15 +207,15 @@ impl Supervisor {
         if let ReloadBy::Operator(ask) = by {
             out.push(Action::Answer(ask, Reply::Refused { message: why.to_owned(), problems }));
         }
-        self.reload_over(now, out);
+        self.reload_over(out);
     }
 
     /// systemd hangs in "reload" unless READY follows, whatever came of it. Then the next one's turn comes.
-    fn reload_over(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn reload_over(&mut self, out: &mut Vec<Action>) {
         self.last_status = self.status_line();
         out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
         if let Some(by) = self.next_reload.pop_front() {
-            self.reload_asked(by, now, out);
+            self.reload_asked(by, out);
         }
     }
 

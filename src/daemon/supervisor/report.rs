@@ -1,7 +1,7 @@
 //! What the supervisor tells of itself and of what it watches over: the status, the statistics, systemd's line.
 //! It adds the workers' shards up; how it looks is `observe`'s.
 
-use crate::config::nearest;
+use crate::config::{ConfigDiff, nearest};
 use crate::control::Reply;
 use crate::daemon::event::{BackendKey, Now};
 use crate::observe::{
@@ -42,7 +42,7 @@ impl Supervisor {
             reload.seconds_ago = now.at.saturating_duration_since(*at).as_secs();
             reload
         });
-        let without: Vec<String> = self
+        let mut warnings: Vec<String> = self
             .snapshot
             .pools
             .iter()
@@ -51,6 +51,13 @@ impl Supervisor {
                 format!("pool {} has no backend that can take a session; its clients are refused", pool.cell.name)
             })
             .collect();
+        if let (Some(first), Some(config)) = (&self.first, &self.config) {
+            let mut now_and_then = config.clone();
+            now_and_then.process.clone_from(&first.process);
+            now_and_then.control.socket.clone_from(&first.control.socket);
+            let pending = ConfigDiff::between(&now_and_then, config).at_restart;
+            warnings.extend(pending.iter().map(|edit| format!("{edit} takes effect at restart")));
+        }
         Status {
             version: self.facts.version.clone(),
             pid: self.facts.pid,
@@ -63,7 +70,7 @@ impl Supervisor {
             backends_up,
             backends_total,
             sessions: self.cells.sessions(),
-            warnings: without,
+            warnings,
         }
     }
 
@@ -83,7 +90,12 @@ impl Supervisor {
     }
 
     fn stats(&self, now: Now) -> Stats {
-        let listeners = self.cells.listeners().map(|cell| self.listener_stats(cell)).collect();
+        let listeners = self
+            .cells
+            .listeners()
+            .filter(|cell| cell.removed_since().is_none() || cell.live.count() > 0)
+            .map(|cell| self.listener_stats(cell))
+            .collect();
         let mut pools: Vec<PoolStats> = self
             .snapshot
             .pools
@@ -106,7 +118,7 @@ impl Supervisor {
                     .collect(),
             })
             .collect();
-        for cell in self.cells.backends().filter(|cell| cell.removed_since().is_some()) {
+        for cell in self.cells.backends().filter(|cell| cell.removed_since().is_some() && cell.live.count() > 0) {
             let stats = self.backend_stats(cell, now);
             let name = cell.reference.pool.to_string();
             match pools.iter_mut().find(|p| p.name == name) {

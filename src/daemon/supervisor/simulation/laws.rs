@@ -140,7 +140,7 @@ fn who_is_checked_will_be_probed(world: &World) {
         return;
     }
     for (key, known) in &s.backends {
-        if s.check_of(key).is_some() && s.admin_of(key) != AdminState::Disabled {
+        if s.check_of(key).is_some() && s.admin_of(key) == AdminState::Enabled {
             assert!(known.next_probe.is_some() || world.probes.contains(key), "{key:?} is not probed any more");
         }
     }
@@ -149,7 +149,7 @@ fn who_is_checked_will_be_probed(world: &World) {
 pub fn may_be_probed(world: &World, key: &BackendKey) {
     let s = &world.supervisor;
     assert!(s.check_of(key).is_some(), "{key:?} has no check");
-    assert_ne!(s.admin_of(key), AdminState::Disabled, "{key:?}");
+    assert_eq!(s.admin_of(key), AdminState::Enabled, "{key:?}");
     assert!(!s.stage.is_stopping());
 }
 

@@ -31,13 +31,15 @@ const SETTLING: Duration = Duration::from_secs(2);
 
 /// A proxy for `Rest` was just started.
 pub fn measure(row: &Row, proxy: &Running, backends: &Backends, time: Duration) -> io::Result<Sample> {
+    proxy.lives()?;
     wait_until_all_are_closed(backends)?;
     let wrong = backends.seen.wrong.load(Relaxed);
     let mut sample = match row.doing {
         Doing::Serve { work, sessions, resting } => serve(work, sessions, resting, proxy, backends, time),
         Doing::Rest { sessions } => rest(sessions, proxy, time),
         Doing::Delay => delay(proxy, time),
-    }?;
+    }
+    .map_err(|error| proxy.lives().err().unwrap_or(error))?;
     sample.tally.wrong += backends.seen.wrong.load(Relaxed) - wrong;
     Ok(sample)
 }

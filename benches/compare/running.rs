@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::backends::{Backends, Kind};
@@ -113,6 +114,16 @@ impl Running {
 
     pub fn is_proxy(&self) -> bool {
         self.child.is_some()
+    }
+
+    /// An error once its process has ended, with how it did.
+    pub fn lives(&self) -> io::Result<()> {
+        let Some(child) = &self.child else { return Ok(()) };
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(pid_of(child)), flags)? {
+            WaitStatus::StillAlive => Ok(()),
+            status => Err(Error::other(format!("its process has ended: {status:?}"))),
+        }
     }
 
     /// In ns, since its start.

@@ -13,6 +13,8 @@ pub(super) const BALANCE: Algorithm = Algorithm::RoundRobin;
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const RETRIES: u32 = 2;
+pub(super) const SPARE_CONNECTIONS: u32 = 0;
+pub(super) const SPARE_MAX_IDLE: Duration = Duration::from_secs(5);
 pub(super) const QUEUE_MAX: u32 = 1000;
 pub(super) const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 

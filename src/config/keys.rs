@@ -150,8 +150,10 @@ pub static POOL: Keys = Keys {
         value("retries"),
         section("queue", &QUEUE),
         value("send_proxy"),
+        value("spare_connections"),
+        value("spare_max_idle"),
     ],
-    later: &["spare_connections", "spare_max_idle"],
+    later: &[],
     synonyms: &[
         ("algorithm", "balance"),
         ("lb", "balance"),

@@ -93,6 +93,10 @@ pub struct Pool {
     pub queue: Option<Queue>,
     /// The PROXY header that its backends expect; `None`: none.
     pub send_proxy: Option<ProxyVersion>,
+    /// Connections kept open ahead of need to each backend that may be chosen, by the whole process.
+    pub spare_connections: u32,
+    /// The longest that one is kept unused.
+    pub spare_max_idle: Duration,
 }
 
 /// One server of a pool.

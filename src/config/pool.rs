@@ -42,6 +42,8 @@ fn pool(r: &mut Reader, item: Item<'_>) -> Option<(Pool, Vec<Placed<Address>>)> 
     let retries = r.optional(&fields, "retries", Plain(number32(0, 255)));
     let queue = r.optional(&fields, "queue", queue);
     let send_proxy = r.optional(&fields, "send_proxy", Plain(proxy_version));
+    let spare_connections = r.optional(&fields, "spare_connections", Plain(number32(0, 10_000)));
+    let spare_max_idle = r.optional(&fields, "spare_max_idle", Plain(duration(MILLISECOND)));
     let (backends, addresses) = backends?;
     let pool = Pool {
         balance: balance.unwrap_or(defaults::BALANCE),
@@ -52,6 +54,8 @@ fn pool(r: &mut Reader, item: Item<'_>) -> Option<(Pool, Vec<Placed<Address>>)> 
         retries: retries.unwrap_or(defaults::RETRIES),
         queue,
         send_proxy,
+        spare_connections: spare_connections.unwrap_or(defaults::SPARE_CONNECTIONS),
+        spare_max_idle: spare_max_idle.unwrap_or(defaults::SPARE_MAX_IDLE),
     };
     Some((pool, addresses))
 }

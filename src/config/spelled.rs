@@ -29,8 +29,18 @@ pub(super) fn listener(listener: &Listener) -> Keyed {
 
 /// All of a pool but its backends.
 pub(super) fn pool(pool: &Pool) -> Keyed {
-    let Pool { balance, backends: _, health_check, connect_timeout, half_close_timeout, retries, queue, send_proxy } =
-        pool;
+    let Pool {
+        balance,
+        backends: _,
+        health_check,
+        connect_timeout,
+        half_close_timeout,
+        retries,
+        queue,
+        send_proxy,
+        spare_connections,
+        spare_max_idle,
+    } = pool;
     let mut keys = vec![
         ("balance", balance.to_string()),
         ("connect_timeout", spell(*connect_timeout)),
@@ -40,6 +50,8 @@ pub(super) fn pool(pool: &Pool) -> Keyed {
         ("queue.max", or_none(queue.map(|queue| queue.max).as_ref())),
         ("queue.timeout", queue.map_or("none".into(), |queue| spell(queue.timeout))),
         ("send_proxy", or_none(send_proxy.as_ref())),
+        ("spare_connections", spare_connections.to_string()),
+        ("spare_max_idle", spell(*spare_max_idle)),
         ("health_check", if health_check.is_some() { "tcp".into() } else { "none".into() }),
     ];
     keys.extend(check(health_check.as_ref()));

@@ -107,6 +107,9 @@ pub struct BackendStats {
     pub override_ends_in_seconds: Option<u64>,
     /// Live sessions.
     pub connections_active: u64,
+    /// Connections opened ahead of need, for sessions to come; `max_connections` counts them too.
+    #[serde(default)]
+    pub connections_spare: u64,
     /// Sessions ever.
     pub connections_total: u64,
     /// Bytes from clients.

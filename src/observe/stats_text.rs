@@ -97,6 +97,7 @@ fn backends(all: &[PoolStats]) -> Sheet {
         ("WEIGHT", Right),
         ("SINCE", Right),
         ("ACTIVE", Right),
+        ("SPARE", Right),
         ("TOTAL", Right),
         ("IN", Right),
         ("OUT", Right),
@@ -116,6 +117,7 @@ fn backends(all: &[PoolStats]) -> Sheet {
                 b.weight.to_string(),
                 human::seconds(b.health_since_seconds),
                 of_limit(b.connections_active, b.max_connections),
+                b.connections_spare.to_string(),
                 b.connections_total.to_string(),
                 human::bytes(b.bytes_in),
                 human::bytes(b.bytes_out),
@@ -197,6 +199,7 @@ mod tests {
             override_reason: None,
             override_ends_in_seconds: None,
             connections_active: 3,
+            connections_spare: 2,
             connections_total: 600,
             bytes_in: 1024,
             bytes_out: 2048,
@@ -258,9 +261,9 @@ mod tests {
         assert_eq!(
             tables[2][1..],
             [
-                "web/b1 up 127.0.0.1:9001 1 1m1s 3/500 600 1.0KiB 2.0KiB 0 0 120us/1.2ms - -",
-                "web/b2 down 127.0.0.1:9001 1 1m1s 3 600 1.0KiB 2.0KiB 0 0 - - down: connection refused",
-                "web/b3 drained 127.0.0.1:9001 1 1m1s 3 600 1.0KiB 2.0KiB 0 0 - - \
+                "web/b1 up 127.0.0.1:9001 1 1m1s 3/500 2 600 1.0KiB 2.0KiB 0 0 120us/1.2ms - -",
+                "web/b2 down 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - down: connection refused",
+                "web/b3 drained 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - \
              backup; draining by root (for 2h): kernel update",
             ]
         );

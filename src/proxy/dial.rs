@@ -13,6 +13,8 @@ use crate::snapshot::{Backend, BackendCell, Pool};
 pub enum Choice {
     /// A place is reserved here.
     Reserved(Arc<BackendCell>),
+    /// There is a spare connection to this one, which has its place already.
+    Spare(Arc<BackendCell>),
     /// Every eligible backend has failed this session; it may try them again after a pause.
     AllTried,
     /// Every eligible backend that has not failed it is at its limit.
@@ -21,8 +23,15 @@ pub enum Choice {
     Nobody,
 }
 
-/// Chooses a backend and reserves a place at it.
-pub fn choose(pool: &Pool, ticket: u64, client: Option<IpAddr>, random: u64, tried: &[Arc<BackendCell>]) -> Choice {
+/// Chooses a backend and reserves a place at it, unless it has a spare connection.
+pub fn choose(
+    pool: &Pool,
+    ticket: u64,
+    client: Option<IpAddr>,
+    random: u64,
+    tried: &[Arc<BackendCell>],
+    has_spare: impl Fn(&Arc<BackendCell>) -> bool,
+) -> Choice {
     if pool.eligible.is_empty() {
         return Choice::Nobody;
     }
@@ -38,6 +47,7 @@ pub fn choose(pool: &Pool, ticket: u64, client: Option<IpAddr>, random: u64, tri
             usable: &|i| !failed(i) && !full.borrow().contains(&i),
         };
         match pool.balancer.pick(&ask) {
+            Some(i) if has_spare(&backend(i).cell) => return Choice::Spare(Arc::clone(&backend(i).cell)),
             Some(i) if backend(i).cell.live.reserve(backend(i).max_connections) => {
                 return Choice::Reserved(Arc::clone(&backend(i).cell));
             }
@@ -67,7 +77,7 @@ mod tests {
         let tried: Vec<_> = tried.iter().map(|&i| Arc::clone(&pool.backends[i].cell)).collect();
         let mut got = Vec::new();
         for ticket in 0..9 {
-            match choose(pool, ticket, None, 1, &tried) {
+            match choose(pool, ticket, None, 1, &tried, |_| false) {
                 Choice::Reserved(cell) => got.push(cell.reference.backend.to_string()),
                 other => {
                     let live: u32 = pool.backends.iter().map(|b| b.cell.live.count()).sum();
@@ -100,8 +110,18 @@ mod tests {
     }
 
     #[test]
+    fn a_full_backend_with_a_spare_connection_is_not_full() {
+        let (snapshot, _cells) = snapshot(&file("a: { address: 10.0.0.1:1, max_connections: 1 }"), 1);
+        let pool = &snapshot.pools[0];
+        assert!(pool.backends[0].cell.live.reserve_spare(Some(1)));
+        assert!(matches!(choose(pool, 0, None, 1, &[], |_| true), Choice::Spare(_)));
+        assert!(matches!(choose(pool, 0, None, 1, &[], |_| false), Choice::Full));
+        assert_eq!(pool.backends[0].cell.live.spares(), 1);
+    }
+
+    #[test]
     fn where_no_backend_is_fit_nobody_is_chosen() {
         let (snapshot, _cells) = snapshot_of(&file("a: 10.0.0.1:1"), 1, Health::Down);
-        assert!(matches!(choose(&snapshot.pools[0], 0, None, 1, &[]), Choice::Nobody));
+        assert!(matches!(choose(&snapshot.pools[0], 0, None, 1, &[], |_| false), Choice::Nobody));
     }
 }

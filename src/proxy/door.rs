@@ -13,6 +13,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
 
+use super::inbox::Sessions;
 use super::serve::is_shortage;
 use super::socket;
 use super::worker::{RECOVERY, Token, Worker};
@@ -127,6 +128,7 @@ impl Worker {
             return;
         }
         self.doors.insert(door);
+        self.plan_spares();
     }
 
     /// Accepts whoever has come, then closes: closing a socket resets what waits in its queue.
@@ -138,6 +140,7 @@ impl Worker {
         (0..BACKLOG).take_while(|_| self.accept_one(key, None) == Accepted::One).for_each(drop);
         self.doors.remove(key);
         self.knocked.retain(|k| *k != key);
+        self.plan_spares();
     }
 
     /// Accepts from the doors that have clients. At the end of a turn: by then its dead are buried.
@@ -215,6 +218,7 @@ impl Worker {
                 e.desc()
             );
         }
+        self.cut_spares(&Sessions::All); // sessions need their descriptors
         if self.shut_until.is_some() {
             return;
         }

@@ -38,6 +38,11 @@ impl Limits {
         }
     }
 
+    /// Whether spare connections may be opened: sessions come first, and need descriptors.
+    pub fn have_room_for_spares(&self) -> bool {
+        !self.are_short() && self.sessions.count() < self.most - self.most / 8
+    }
+
     /// Notes a shortage; true where it is the first of this spell and worth a line in the log.
     pub fn ran_short(&self, now: u64) -> bool {
         self.last_short.store(now, Relaxed);

@@ -11,6 +11,8 @@ mod relay;
 mod serve;
 mod session;
 mod socket;
+mod spare;
+mod stock;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -16,8 +16,9 @@ use super::dial::{Choice, choose};
 use super::door::Hold;
 use super::inbox::Outcome;
 use super::relay::{End, Flow};
-use super::session::{KEEPALIVE_AFTER, Session, State, micros};
+use super::session::{KEEPALIVE_AFTER, Session, SpareUse, State, micros};
 use super::socket::{self, Dialled};
+use super::spare;
 use super::worker::{Token, Worker};
 use crate::config::LogConnections;
 use crate::snapshot::{BackendCell, Listener, ListenerCell};
@@ -27,6 +28,8 @@ use crate::words::{Address, Cause, Phase, PoolName, Refusal};
 const AGAIN: u64 = 1_000_000;
 /// The pause before a backend whose queue is full is asked again.
 const CROWDED: u64 = 10_000;
+/// The longest a session waits, where there is no queue, for a place that another worker's spare connection has.
+const YIELD: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// Takes an accepted client in. Its places at the process and the listener are reserved.
@@ -63,7 +66,8 @@ impl Worker {
             return self.enqueue(key, queue.max, queue.timeout); // behind those who came before
         }
         let ip = session.peer.map(|peer| peer.ip());
-        let choice = choose(pool, session.ticket, ip, random, &session.tried);
+        let (spares, may) = (&self.spares, session.spare != SpareUse::Failed);
+        let choice = choose(pool, session.ticket, ip, random, &session.tried, |backend| may && spares.has(backend));
         if queued && !matches!(choice, Choice::Full) {
             leave_queue(&mut self.queues, session, key);
         }
@@ -73,6 +77,10 @@ impl Worker {
                 session.send_proxy = pool.send_proxy;
                 self.dial(key, backend, patience);
             }
+            Choice::Spare(backend) => {
+                session.send_proxy = pool.send_proxy;
+                self.give_spare(key, backend);
+            }
             // The only one may be tried again; of several each has had its chance.
             Choice::AllTried if pool.eligible.len() > 1 => self.refuse(key, Refusal::ConnectFailed),
             Choice::AllTried => {
@@ -80,11 +88,17 @@ impl Worker {
                 self.pause(key, AGAIN);
             }
             Choice::Nobody => self.refuse(key, Refusal::NoBackend),
-            Choice::Full if queued => {} // it stays where it is
-            Choice::Full => match pool.queue {
-                None => self.refuse(key, Refusal::Limit),
-                Some(queue) => self.enqueue(key, queue.max, queue.timeout),
-            },
+            Choice::Full => {
+                let spares = spare::hold_places(pool);
+                match pool.queue.map(|queue| (queue.max, queue.timeout)).or(spares.then_some((u32::MAX, YIELD))) {
+                    None => self.refuse(key, Refusal::Limit),
+                    Some(_) if queued => {} // it stays where it is
+                    Some((max, timeout)) => self.enqueue(key, max, timeout),
+                }
+                if spares && !queued {
+                    self.wake_others(); // theirs are given up when they see that somebody waits
+                }
+            }
         }
     }
 
@@ -146,21 +160,46 @@ impl Worker {
         {
             return self.dial_failed(key, Errno::ECONNREFUSED);
         }
+        if let Some(backend) = &session.backend {
+            backend.shards[self.index].connect_times.record(Duration::from_micros(now - session.since));
+        }
+        self.begin_relaying(key);
+    }
+
+    /// A session has its connection to a backend.
+    pub(super) fn begin_relaying(&mut self, key: usize) {
+        let now = self.now;
+        let session = &mut self.sessions[key];
         session.state = State::Relaying;
         session.active = now;
-        if let Some(backend) = &session.backend {
+        // One that begins again after a dead spare has been counted.
+        if let Some(backend) = session.backend.as_ref().filter(|_| session.spare != SpareUse::Failed) {
             let shard = &backend.shards[self.index];
             shard.established.add(1);
             shard.bytes_in.add(session.up.bytes); // read before, and held for it
-            shard.connect_times.record(Duration::from_micros(now - session.since));
         }
         let soon = session.overdue().0.min(now + KEEPALIVE_AFTER);
         self.sweep_by(soon);
     }
 
+    /// A spare connection was dead before a byte moved: the session begins again, and nothing has failed.
+    fn place_again(&mut self, key: usize) {
+        let session = &mut self.sessions[key];
+        session.spare = SpareUse::Failed;
+        session.server = None;
+        session.up.reopen(&self.limits.memory);
+        session.down = Flow::default();
+        session.state = State::Pausing;
+        self.give_back(key);
+        self.place(key);
+    }
+
     /// A connect has failed, or broke before a byte was sent: tries another backend, or gives up.
     pub(super) fn dial_failed(&mut self, key: usize, why: Errno) {
         let session = &mut self.sessions[key];
+        if session.spare == SpareUse::Serving {
+            return self.place_again(key);
+        }
         session.server = None;
         session.kept_alive = false; // the next one has a socket of its own
         session.up.reopen(&self.limits.memory);
@@ -176,14 +215,19 @@ impl Worker {
                 shard.retries.add(1);
                 session.listener.shards[self.index].retries.add(1);
             }
-            session.tried.push(Arc::clone(backend));
-            // Want of local ports is no fault of the backend's.
-            if why != Errno::EADDRNOTAVAIL {
-                let _ = self.outcomes.try_send(Outcome::DialFailed(Arc::clone(backend)));
-            }
+            let backend = Arc::clone(backend);
+            session.tried.push(Arc::clone(&backend));
+            self.tell_of_failed_dial(&backend, why);
         }
         self.give_back(key);
         if give_up { self.refuse(key, Refusal::ConnectFailed) } else { self.place(key) }
+    }
+
+    pub(super) fn tell_of_failed_dial(&self, backend: &Arc<BackendCell>, why: Errno) {
+        // Want of local ports is no fault of the backend's.
+        if why != Errno::EADDRNOTAVAIL {
+            let _ = self.outcomes.try_send(Outcome::DialFailed(Arc::clone(backend)));
+        }
     }
 
     /// Gives the reserved place at a backend back.
@@ -193,8 +237,13 @@ impl Worker {
         }
     }
 
-    fn free(&mut self, backend: &BackendCell) {
+    fn free(&mut self, backend: &Arc<BackendCell>) {
         backend.live.release();
+        self.spares.has_room(backend, self.now);
+        self.place_is_free(backend);
+    }
+
+    pub(super) fn place_is_free(&mut self, backend: &BackendCell) {
         if backend.pool.queued.load(SeqCst) > 0 {
             // Served at the end of the turn: here, a row of failing dials would call itself without end.
             self.room = true;
@@ -350,12 +399,12 @@ fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
 /// Where nobody listens on a port of this machine that the kernel also hands out to clients, a connect to it may
 /// be given that very port and meet itself (RFC 9293, simultaneous open): an echo that keeps the backend from
 /// binding. Ports below Linux' default ip_local_port_range are spared the look.
-fn may_meet_itself(address: &Address) -> bool {
+pub(super) fn may_meet_itself(address: &Address) -> bool {
     matches!(address, Address::Ip(ip) if ip.ip().is_loopback() && ip.port() >= 32_768)
 }
 
 /// What lbd wants to hear of a session's sockets, once each time it becomes so.
-fn interest() -> EpollFlags {
+pub(super) fn interest() -> EpollFlags {
     EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
 }
 

@@ -32,6 +32,17 @@ pub enum State {
     Gone,
 }
 
+/// Whether a spare connection serves a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpareUse {
+    /// None yet.
+    Never,
+    /// The present connection was one.
+    Serving,
+    /// One was dead before a byte moved; it gets no other.
+    Failed,
+}
+
 /// What the worker is to do with a session after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -80,6 +91,8 @@ pub struct Session {
     pub refused: Option<Refusal>,
     /// Counts dials: tells the events of the present socket from a former one's.
     pub dial: u8,
+    /// Whether it has had a spare connection.
+    pub spare: SpareUse,
     /// Keepalive has been turned on.
     pub kept_alive: bool,
     /// It is to have another turn, and stands in the worker's row for it.
@@ -120,6 +133,7 @@ impl Session {
             attempts: 0,
             refused: None,
             dial: 0,
+            spare: SpareUse::Never,
             kept_alive: false,
             again: false,
             crowded: false,
@@ -157,6 +171,11 @@ impl Session {
 
     /// Moves bytes both ways.
     pub fn relay(&mut self, scratch: &mut [u8], memory: &Memory, now: u64) -> Next {
+        // Nothing is lost: neither peer has had a byte of the other, and what the backend said is said to its like again.
+        let over = self.server.as_ref().is_some_and(|server| server.fin);
+        if over && self.spare == SpareUse::Serving && !self.up.sent && !self.up.closed && self.down.bytes == 0 {
+            return Next::Redial(Errno::ECONNRESET);
+        }
         if let Some(version) = self.send_proxy {
             // The client's first event is on its way, and tells whether bytes of it can go with the header.
             if !self.client.writable || !self.server.as_ref().is_some_and(|server| server.writable) {
@@ -332,6 +351,34 @@ removed_timeout: 5s
             }
             break_off(server);
             assert_eq!(turns(&mut session, &ears, &memory), next);
+        }
+    }
+
+    #[test]
+    fn a_spare_that_ends_before_a_byte_has_moved_is_replaced_even_if_it_said_goodbye() {
+        for (spare, sent, redialled) in [
+            (SpareUse::Serving, false, true),
+            (SpareUse::Serving, true, false),
+            (SpareUse::Never, false, false),
+            (SpareUse::Failed, false, false),
+        ] {
+            let (mut session, client, server) = relaying(Over::Tcp);
+            session.spare = spare;
+            let (ears, memory) = (Ears::on([&session.client, session.server.as_ref().unwrap()]), Memory::new(1 << 20));
+            if sent {
+                put(&client, b"hello");
+                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
+                assert_eq!(get(&server, 9), Got::Bytes(b"hello".into()));
+            }
+            put(&server, b"too idle");
+            drop(server);
+            let next = turns(&mut session, &ears, &memory);
+            let said = if redialled { Got::Nothing } else { Got::Bytes(b"too idle".into()) };
+            assert_eq!(
+                (next == Next::Redial(Errno::ECONNRESET), get(&client, 9)),
+                (redialled, said),
+                "{spare:?} {sent}"
+            );
         }
     }
 

@@ -125,6 +125,11 @@ pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
     uninterrupted(|| recv(fd.as_raw_fd(), buffer, MsgFlags::empty()))
 }
 
+/// True where the peer has ended or broken the connection, and there is nothing to read. Takes nothing out of it.
+pub fn has_ended(fd: &OwnedFd) -> bool {
+    !matches!(uninterrupted(|| recv(fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK)), Ok(1) | Err(Errno::EAGAIN))
+}
+
 /// Writes what fits.
 pub fn write(fd: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
     uninterrupted(|| send(fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL))

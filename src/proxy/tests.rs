@@ -31,7 +31,12 @@ struct Rig {
 impl Rig {
     /// Serves clients with the backends, written as in the file.
     fn serving(backends: &str) -> Self {
-        let pools = format!("pools: {{ web: {{ backends: {{ {backends} }} }} }}\n");
+        Self::serving_with(backends, "")
+    }
+
+    /// The same with more keys of the pool.
+    fn serving_with(backends: &str, keys: &str) -> Self {
+        let pools = format!("pools: {{ web: {{ backends: {{ {backends} }}, {keys} }} }}\n");
         let bound = bind(&address("127.0.0.1:0"), 1, &[]).unwrap();
         let file = format!("listeners: {{ web: {{ bind: {}, pool: web }} }}\n{pools}", bound.address);
         let (snapshot, _) = snapshot(&file, 1);
@@ -201,6 +206,22 @@ fn a_parked_worker_goes_on_with_every_session_on_another_thread() {
     say_goodbye(waiting);
     rig.settle();
     assert_eq!((rig.live(), rig.limits.memory.held()), ((0, 0, 0), 0));
+}
+
+#[test]
+fn a_parked_workers_spares_are_there_when_it_goes_on() {
+    let door = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut rig = Rig::serving_with(&format!("a: {}", door.local_addr().unwrap()), "spare_connections: 1");
+    let mut spare = door.accept().unwrap().0;
+    rig.settle();
+    let parked = rig.park();
+    let cell = Arc::clone(&rig.snapshot.pools[0].backends[0].cell);
+    assert_eq!((cell.live.spares(), rig.live()), (1, (0, 0, 0)));
+    spare.write_all(b"welcome").unwrap();
+    rig.run(parked);
+    let mut said = [0; 7];
+    rig.client().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"welcome");
 }
 
 #[test]

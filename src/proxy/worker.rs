@@ -18,6 +18,7 @@ use super::limits::Limits;
 use super::relay::SCRATCH;
 use super::session::{KEEPALIVE_AFTER, Next, Session, State};
 use super::socket::{self, monotonic_micros};
+use super::stock::Spares;
 use crate::snapshot::{Reader, Snapshot};
 use crate::words::{Cause, PoolName, Refusal};
 
@@ -71,6 +72,8 @@ pub struct Worker {
     pub(super) room: bool,
     /// Sessions that wait for a place, in the order they came.
     pub(super) queues: BTreeMap<PoolName, VecDeque<usize>>,
+    /// Connections opened ahead of need.
+    pub(super) spares: Spares,
     pub(super) scratch: Box<[u8]>,
     /// Sessions that could go on.
     again: Vec<usize>,
@@ -93,6 +96,7 @@ pub(super) enum Token {
     Server(usize, u8),
     Door(usize),
     Inbox,
+    Spare(usize),
 }
 
 impl Token {
@@ -102,6 +106,7 @@ impl Token {
             Token::Server(key, dial) => (key as u64) << 16 | u64::from(dial) << 8 | 1,
             Token::Door(key) => (key as u64) << 16 | 2,
             Token::Inbox => 3,
+            Token::Spare(key) => (key as u64) << 16 | 4,
         }
     }
 
@@ -111,6 +116,7 @@ impl Token {
             0 => Token::Client(key),
             1 => Token::Server(key, (bits >> 8) as u8),
             2 => Token::Door(key),
+            4 => Token::Spare(key),
             _ => Token::Inbox,
         }
     }
@@ -144,6 +150,7 @@ impl Worker {
             shut_for: 0,
             room: false,
             queues: BTreeMap::new(),
+            spares: Spares::default(),
             scratch: vec![0; SCRATCH].into(),
             again: Vec::new(),
             gone: Vec::new(),
@@ -179,6 +186,7 @@ impl Worker {
                     Token::Server(key, dial) => self.server_event(key, dial, event.events()),
                     Token::Door(key) => self.knocked.push(key),
                     Token::Inbox => told = true,
+                    Token::Spare(key) => self.spare_event(key, event.events()),
                 }
             }
             for key in turn.drain(..) {
@@ -195,7 +203,11 @@ impl Worker {
                 self.sweep();
             }
             self.bury();
+            if self.spares.due() <= self.now {
+                self.tend_spares();
+            }
             while std::mem::take(&mut self.room) {
+                self.yield_spares();
                 self.serve_queues();
                 self.bury();
             }
@@ -210,7 +222,7 @@ impl Worker {
         if !self.again.is_empty() {
             return EpollTimeout::ZERO;
         }
-        let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX));
+        let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX)).min(self.spares.due());
         if until == u64::MAX {
             return EpollTimeout::NONE;
         }
@@ -229,6 +241,7 @@ impl Worker {
         for (_, door) in &mut self.doors {
             door.take(&self.snapshot);
         }
+        self.plan_spares();
         self.open_doors(Hold::Limit); // it may have been raised
         self.room = true;
     }
@@ -240,6 +253,7 @@ impl Worker {
         self.look_at_snapshot();
         // Another worker may have woken us because there is room.
         self.open_doors(Hold::Limit);
+        self.yield_spares();
         self.serve_queues();
         let mut parked = false;
         while let Some(command) = self.inbox.next() {
@@ -259,6 +273,7 @@ impl Worker {
     }
 
     fn cut(&mut self, which: &Sessions) {
+        self.cut_spares(which);
         let chosen: Vec<usize> = self
             .sessions
             .iter()
@@ -417,6 +432,11 @@ impl Worker {
         }
     }
 
+    /// How many workers there are.
+    pub(super) fn workers(&self) -> usize {
+        self.others.len() + 1
+    }
+
     pub(super) fn random(&mut self) -> u64 {
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 7;
@@ -441,7 +461,14 @@ mod tests {
 
     #[test]
     fn a_token_survives_its_packing() {
-        for token in [Token::Client(0), Token::Client(70_000), Token::Server(3, 255), Token::Door(9), Token::Inbox] {
+        for token in [
+            Token::Client(0),
+            Token::Client(70_000),
+            Token::Server(3, 255),
+            Token::Door(9),
+            Token::Inbox,
+            Token::Spare(7),
+        ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

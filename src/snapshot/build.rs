@@ -109,6 +109,8 @@ fn pool(
         retries: asked.retries,
         queue: asked.queue,
         send_proxy: asked.send_proxy,
+        spare_connections: asked.spare_connections,
+        spare_max_idle: asked.spare_max_idle,
     })
 }
 
@@ -181,6 +183,8 @@ mod tests {
             retries: 2,
             queue: None,
             send_proxy: None,
+            spare_connections: 0,
+            spare_max_idle: SECOND,
         };
         let listener = config::Listener {
             bind: vec!["127.0.0.1:8080".parse().unwrap()],
@@ -281,5 +285,19 @@ mod tests {
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
         assert_eq!((taken, live.count()), (1234, 1234));
+    }
+
+    #[test]
+    fn a_spare_takes_a_place_and_is_no_session_until_it_is_given_to_one() {
+        let live = super::super::cells::Live::default();
+        assert!(live.reserve(Some(3)) && live.reserve_spare(Some(3)) && live.reserve_spare(Some(3)));
+        assert!(!live.reserve(Some(3)) && !live.reserve_spare(Some(3)));
+        live.adopt_spare();
+        assert_eq!((live.count(), live.spares()), (2, 1));
+        live.release_spare();
+        live.release();
+        assert!(!live.is_empty());
+        live.release();
+        assert!(live.is_empty());
     }
 }

@@ -42,32 +42,48 @@ pub struct BackendCell {
     pub address: Address,
     /// Its pool.
     pub pool: Arc<PoolCell>,
-    /// Sessions counted from the choice to the end.
+    /// Sessions counted from the choice to the end; and spare connections, which take places too.
     pub live: Live,
     /// A shard a worker.
     pub shards: Box<[Padded<BackendShard>]>,
     removed: Removed,
 }
 
-/// A number of live sessions, exact over all workers, and whether somebody waits for a place.
+/// A number of live sessions, exact over all workers, and whether somebody waits for a place. At a backend,
+/// spare connections take places as well; they are counted apart, for nobody waits for them to end.
 #[derive(Debug, Default)]
 pub struct Live(Padded<Places>);
 
 #[derive(Debug, Default)]
 struct Places {
-    taken: AtomicU32,
+    /// Sessions in the lower half, spares in the upper: a spare becomes a session in one step, and no reader ever
+    /// sees it as both or neither.
+    taken: AtomicU64,
     awaited: AtomicBool,
 }
 
+const SESSION: u64 = 1;
+const SPARE: u64 = 1 << 32;
+
 impl Live {
-    /// Takes a place, unless `limit` are taken.
+    /// Takes a place for a session, unless `limit` are taken.
     pub fn reserve(&self, limit: Option<u32>) -> bool {
+        self.take(SESSION, limit)
+    }
+
+    /// Takes a place for a spare connection, unless `limit` are taken.
+    pub fn reserve_spare(&self, limit: Option<u32>) -> bool {
+        self.take(SPARE, limit)
+    }
+
+    fn take(&self, place: u64, limit: Option<u32>) -> bool {
         let Some(limit) = limit else {
-            self.0.taken.fetch_add(1, SeqCst);
+            self.0.taken.fetch_add(place, SeqCst);
             return true;
         };
+        let free = |taken| sessions(taken).saturating_add(spares(taken)) < limit;
         // Not add-check-undo: the moment before the undo would make another worker see a full house.
-        self.0.taken.fetch_update(SeqCst, SeqCst, |n| (n < limit).then_some(n + 1)).is_ok()
+        self.0.taken.fetch_update(SeqCst, SeqCst, |taken| free(taken).then_some(taken + place)).is_ok()
     }
 
     /// Takes a place or, where there is none, says that one is waited for.
@@ -79,16 +95,44 @@ impl Live {
         }
     }
 
-    /// Gives a place back; true where somebody waits for it and must be woken.
+    /// A spare connection has become a session's.
+    pub fn adopt_spare(&self) {
+        self.0.taken.fetch_sub(SPARE - SESSION, SeqCst);
+    }
+
+    /// Gives a spare connection's place back.
+    pub fn release_spare(&self) {
+        self.0.taken.fetch_sub(SPARE, SeqCst);
+    }
+
+    /// Gives a session's place back; true where somebody waits for it and must be woken.
     pub fn release(&self) -> bool {
-        self.0.taken.fetch_sub(1, SeqCst);
+        self.0.taken.fetch_sub(SESSION, SeqCst);
         self.0.awaited.load(SeqCst) && self.0.awaited.swap(false, SeqCst)
     }
 
-    /// How many there are.
+    /// How many sessions there are.
     pub fn count(&self) -> u32 {
-        self.0.taken.load(SeqCst)
+        sessions(self.0.taken.load(SeqCst))
     }
+
+    /// How many spare connections there are, those that are being opened included.
+    pub fn spares(&self) -> u32 {
+        spares(self.0.taken.load(SeqCst))
+    }
+
+    /// True while no place is taken.
+    pub fn is_empty(&self) -> bool {
+        self.0.taken.load(SeqCst) == 0
+    }
+}
+
+fn sessions(taken: u64) -> u32 {
+    taken as u32
+}
+
+fn spares(taken: u64) -> u32 {
+    (taken >> 32) as u32
 }
 
 /// When a thing left the configuration: microseconds of CLOCK_MONOTONIC, 0 while it is part of it.
@@ -166,8 +210,8 @@ impl Cells {
     /// Forgets what has left and has no session any more. Only once every worker works by a snapshot without it:
     /// until then one may still take clients in for it, and nobody would count them.
     pub fn forget_empty(&mut self) {
-        self.listeners.retain(|_, cell| cell.removed_since().is_none() || cell.live.count() > 0);
-        self.backends.retain(|_, cell| cell.removed_since().is_none() || cell.live.count() > 0);
+        self.listeners.retain(|_, cell| cell.removed_since().is_none() || !cell.live.is_empty());
+        self.backends.retain(|_, cell| cell.removed_since().is_none() || !cell.live.is_empty());
         let pools: BTreeSet<&PoolName> = self.backends.keys().map(|(reference, _)| &reference.pool).collect();
         self.pools.retain(|name, _| pools.contains(name));
     }

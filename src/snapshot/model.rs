@@ -75,6 +75,10 @@ pub struct Pool {
     pub queue: Option<Queue>,
     /// The PROXY header that its backends expect.
     pub send_proxy: Option<ProxyVersion>,
+    /// Connections kept open ahead of need to each eligible backend, by all workers together.
+    pub spare_connections: u32,
+    /// The longest that one is kept unused.
+    pub spare_max_idle: Duration,
 }
 
 /// One server of a pool, as it stands.

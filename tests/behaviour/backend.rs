@@ -122,6 +122,18 @@ impl Backend {
         self.state.accepted.lock().unwrap().len()
     }
 
+    /// How many of them it has not yet seen the end of.
+    pub fn live(&self) -> usize {
+        self.state.live.lock().unwrap().len()
+    }
+
+    /// Closes every connection, and goes on accepting.
+    pub fn hang_up(&self) {
+        for (_, socket) in self.state.live.lock().unwrap().drain() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
     /// When it accepted the last one.
     pub fn last_accepted(&self) -> Option<Instant> {
         self.state.accepted.lock().unwrap().last().copied()

@@ -16,6 +16,7 @@ mod operator;
 mod proxy_protocol;
 mod proxying;
 mod shortage;
+mod spare;
 mod starting;
 mod stopping;
 mod timeouts;

@@ -181,6 +181,7 @@ impl Supervisor {
                 .and_then(|o| o.until)
                 .map(|until| until.saturating_duration_since(now.at).as_secs()),
             connections_active: u64::from(live),
+            connections_spare: u64::from(cell.live.spares()),
             connections_total: sum(|s| &s.established),
             bytes_in: sum(|s| &s.bytes_in),
             bytes_out: sum(|s| &s.bytes_out),

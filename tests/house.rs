@@ -104,7 +104,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
         &["config/diff.rs", "config/problem.rs", "observe/", "control/reply.rs", "control/route.rs", "bin/lbtest/"],
     ),
     ("serde_json", &["observe/json.rs", "bin/lbtest/report.rs"]),
-    ("slab", &["proxy/worker.rs"]),
+    ("slab", &["proxy/worker.rs", "proxy/stock.rs"]), // the tables of sessions and of spares
     ("socket2", &["control/socket.rs", "probe/exchange.rs", "proxy/door.rs", "bin/lbtest/servers.rs"]),
     ("strsim", &["config/keys.rs"]),
     // The control plane's runtime; a worker only holds the ends of channels.

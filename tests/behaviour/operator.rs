@@ -12,6 +12,16 @@ use crate::daemon::{Lbd, lbd_command, ran, run, web};
 use crate::load::Load;
 
 #[test]
+fn those_who_say_nothing_on_the_control_socket_hold_up_no_operator() {
+    let backend = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &backend)], ""));
+    let _silent: Vec<_> = (0..200).map(|_| connect_unix(&lbd.dir().join("control.sock"))).collect();
+    let start = Instant::now();
+    lbd.done(&["status"]);
+    assert!(start.elapsed().as_secs() < 4, "{:?}", start.elapsed()); // a place was freed after five
+}
+
+#[test]
 fn a_drained_backend_accepts_nothing_after_the_answer_though_others_fail() {
     let (a, b, mut dead) = (Backend::start(echo), Backend::start(echo), Backend::start(echo));
     dead.stop();

@@ -42,6 +42,54 @@ fn a_direction_left_open_ends_at_half_close_timeout_with_a_reset() {
 }
 
 #[test]
+fn half_close_timeout_holds_for_a_session_that_was_open_for_a_while_too() {
+    let backend = Backend::start(silent);
+    let lbd = Lbd::start(&web(&[("a", &backend)], "half_close_timeout: 100ms"));
+    let mut client = connect(lbd.web());
+    let start = Instant::now();
+    client.write_all(b"?").unwrap();
+    // Older than a second its worker has nothing more to look after, and sleeps until the idle timeout.
+    until("the session is of age", || (start.elapsed() > Duration::from_millis(1300)).then_some(()));
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end_of(&client), End::Reset);
+}
+
+#[test]
+fn of_several_backends_that_all_failed_a_client_none_is_asked_again() {
+    let (mut a, mut b) = (Backend::start(echo), Backend::start(echo));
+    a.stop();
+    b.stop();
+    let lbd = Lbd::start(&web(&[("a", &a), ("b", &b)], "retries: 9"));
+    let start = Instant::now();
+    assert_eq!(end_of(&connect(lbd.web())), End::Reset);
+    assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
+    let tried = |name| lbd.backend(name)["connect_errors"].clone();
+    assert_eq!((tried("web/a"), tried("web/b")), (1.into(), 1.into()));
+}
+
+#[test]
+fn a_burst_onto_a_unix_backend_waits_for_its_queue_to_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b.sock");
+    let backend = Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    backend.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    backend.listen(1).unwrap();
+    let lbd = Lbd::start(&web_of(&format!("b: \"unix:{}\"", path.display()), ""));
+    let clients: Vec<Socket> = (0..10).map(|_| connect(lbd.web())).collect();
+    until("all have come, more than the queue takes", || {
+        (lbd.listener("web")["connections_active"] == 10).then_some(())
+    });
+    for _ in &clients {
+        let (served, _) = backend.accept().unwrap();
+        std::thread::spawn(move || echo(served));
+    }
+    for client in &clients {
+        echoes(client).unwrap();
+    }
+    assert_eq!(lbd.backend("web/b")["connect_errors"], 0);
+}
+
+#[test]
 fn a_backend_that_does_not_take_connections_costs_connect_timeout_and_then_another_serves() {
     let full = Full::new();
     let good = Backend::start(named("good"));

@@ -19,6 +19,9 @@ pub(super) fn odd_space(text: &str) -> Option<Fault> {
 /// The most lines whose depth is doubted in a text without a fault of syntax.
 const MAX_DOUBTED: usize = 8;
 
+/// The most lines that are moved together.
+const MAX_MOVED: usize = 500;
+
 /// Slips of indentation that YAML takes without complaint, near lines with problems.
 pub(super) fn depths(text: &str, numbers: impl IntoIterator<Item = u32>) -> Vec<Slip> {
     let lines = Lines(text.lines().collect());
@@ -84,7 +87,7 @@ impl Lines<'_> {
         let mut shallower = None;
         for n in (1..number).rev().filter(|&n| !is_idle(self.line(n))) {
             let other = indent(self.line(n));
-            if other < limit {
+            if other < limit && depths.len() < MAX_DOUBTED {
                 limit = other;
                 depths.push(other);
             }
@@ -122,6 +125,7 @@ impl Lines<'_> {
         let inner = 1 + block[1..].iter().take_while(|&&n| indent(self.line(n)) > depth).count();
         let mut lengths = vec![1, inner, block.len()];
         lengths.dedup();
+        lengths.retain(|length| *length <= MAX_MOVED);
         // Few files have odd depths, and a line rather stands too deep than not deep enough.
         let each = 4 * depth.abs_diff(wanted) + 2 * (wanted % 2) + usize::from(wanted > depth);
         let slip = |length: usize| {

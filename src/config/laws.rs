@@ -59,6 +59,27 @@ fn a_text_that_grows_without_end_is_refused_in_time() {
 }
 
 #[test]
+fn repair_that_feeds_itself_ends() {
+    // Here each of two lines is moved because of where the other one stands.
+    let endless = BASE
+        .replace("    backends", "{  backends")
+        .replace("2 }\n", "2 }#")
+        .replace("timeout: 1s", "t?imeout: 1s")
+        .replace("drain_", "d&a rain_");
+    let scalars = format!("listeners: [{}\npools: {{", "a,".repeat(30_000));
+    let tabs = BASE.to_owned() + &"\ta:\n".repeat(5_000);
+    let stairs = BASE.to_owned() + &(0..300).rev().map(|depth| " ".repeat(depth) + "a: b: {\n").collect::<String>();
+    let lines = BASE.to_owned() + &"a\n".repeat(30_000);
+    let keys = BASE.to_owned() + &(0..9_000).map(|n| format!(" b{n}:\n")).collect::<String>();
+    for text in [endless, scalars, tabs, stairs, lines, keys] {
+        let start = Instant::now();
+        assert!(!problems(&text).is_empty());
+        let limit = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 1 });
+        assert!(start.elapsed() < limit, "{:?} for …{:?}", start.elapsed(), &text[text.len() - 20..]);
+    }
+}
+
+#[test]
 fn every_key_is_read() {
     for table in keys::ALL {
         for key in table.keys {

@@ -2,6 +2,8 @@
 //! place in the copy to the place in the file. Only so can a file with a missing colon on line 4 and an unknown key on
 //! line 20 be reported in one pass.
 
+use std::collections::BTreeMap;
+
 use super::problem::Pos;
 
 /// A likely slip, with the edits that undo it; none where nobody can tell.
@@ -52,18 +54,21 @@ impl Edit {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mended {
     pub text: String,
-    edits: Vec<Edit>,
+    /// By line, each in the order made.
+    edits: BTreeMap<u32, Vec<Edit>>,
 }
 
 impl Mended {
     pub fn new(text: &str) -> Self {
-        Self { text: text.into(), edits: Vec::new() }
+        Self { text: text.into(), edits: BTreeMap::new() }
     }
 
     /// The text with more edits, each made on what the one before left.
     pub fn with(&self, edits: &[Edit]) -> Self {
         let mut lines: Vec<String> = self.text.split_inclusive('\n').map(str::to_owned).collect();
+        let mut all = self.edits.clone();
         for edit in edits {
+            all.entry(edit.line).or_default().push(edit.clone());
             let Some(line) = lines.get_mut(edit.line as usize - 1) else { continue };
             let chars: Vec<char> = line.chars().collect();
             let from = edit.column.min(chars.len());
@@ -71,13 +76,13 @@ impl Mended {
             *line =
                 chars[..from].iter().copied().chain(edit.inserted.chars()).chain(chars[to..].iter().copied()).collect();
         }
-        Self { text: lines.concat(), edits: self.edits.iter().chain(edits).cloned().collect() }
+        Self { text: lines.concat(), edits: all }
     }
 
     /// Where in the file as written a place of the mended text is.
     pub fn origin(&self, at: Pos) -> Pos {
         let mut column = at.column as usize - 1;
-        for edit in self.edits.iter().rev().filter(|edit| edit.line == at.line) {
+        for edit in self.edits.get(&at.line).into_iter().flatten().rev() {
             let inserted = edit.inserted.chars().count();
             if column >= edit.column + inserted {
                 column = column - inserted + edit.removed;

@@ -12,7 +12,11 @@ use super::{depth, syntax, tree};
 /// The longest text that is repaired: longer ones are written by programs.
 const MAX_LENGTH: usize = 64 * 1024;
 /// What may be read in all attempts together, in bytes: a tenth of a second.
-const MAX_READ: usize = 4 * 1024 * 1024;
+const MAX_READ: usize = 2 * 1024 * 1024;
+/// What a text may grow by, in bytes: two moves of a line may each be the reason for the other, and double it.
+const MAX_GROWTH: usize = 8 * 1024;
+/// The most slips undone in one text.
+const MAX_SLIPS: usize = 32;
 /// The most attempts, however short the text is.
 const MAX_ATTEMPTS: usize = 200;
 /// How many of the candidates for a slip are followed to the end.
@@ -20,8 +24,8 @@ const FOLLOWED: usize = 4;
 
 /// Reads a text, as repaired as it can be, with every problem of it.
 pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Checked) -> (File, Vec<Problem>) {
-    let attempts = if text.len() <= MAX_LENGTH { (MAX_READ / (text.len() + 1)).min(MAX_ATTEMPTS) } else { 0 };
-    let mut repair = Repair { check, attempts, seen: HashSet::from([text.to_owned()]) };
+    let (attempts, longest) = if text.len() <= MAX_LENGTH { (MAX_ATTEMPTS, text.len() + MAX_GROWTH) } else { (0, 0) };
+    let mut repair = Repair { check, attempts, unread: MAX_READ, longest, seen: HashSet::from([text.to_owned()]) };
     let first = repair.reading(Mended::new(text), Vec::new(), 0);
     let best = repair.settle(first);
     let problems = best.told();
@@ -34,6 +38,10 @@ const UNSEEN: usize = 8;
 struct Repair<'a> {
     check: &'a dyn Fn(&File) -> Checked,
     attempts: usize,
+    /// How many bytes may still be read.
+    unread: usize,
+    /// The most bytes of a text.
+    longest: usize,
     /// Texts that were read already.
     seen: HashSet<String>,
 }
@@ -75,17 +83,23 @@ impl Repair<'_> {
         };
         let mut children = Vec::new();
         for slip in candidates {
+            if self.attempts == 0 || reading.slips.len() >= MAX_SLIPS {
+                break;
+            }
             let mended = reading.file.text.with(&slip.edits);
-            if self.attempts == 0 || !self.seen.insert(mended.text.clone()) {
+            let length = mended.text.len();
+            if length > self.longest || length > self.unread || !self.seen.insert(mended.text.clone()) {
                 continue;
             }
             self.attempts -= 1;
+            self.unread -= length;
             children.extend(self.child(&reading, &slip, mended));
+            children.sort_by_key(Reading::cost);
+            children.truncate(FOLLOWED);
         }
-        children.sort_by_key(Reading::cost);
         let least = reading.slips.len() + 1;
         let mut best = self.abandoned(reading, given_up);
-        for child in children.into_iter().take(FOLLOWED) {
+        for child in children {
             let (unread, told, ..) = best.cost();
             if unread == 0 && told <= child.slips.len().max(least) {
                 break;
@@ -105,6 +119,8 @@ impl Repair<'_> {
         slips.push(Undone { told, moves: slip.moves });
         let mut child = self.reading(mended, slips, reading.weight + slip.weight);
         let path = child.file.path_at(slip.at);
+        // A tree takes a hundred times what its text does; that of a file with slips is wanted no more.
+        child.file.root = None;
         if let Some(undone) = child.slips.last_mut() {
             undone.told.path = path;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::unistd::User;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -46,14 +48,21 @@ pub struct Asked {
 }
 
 /// Who is at the other end of a connection, by the kernel's word (SO_PEERCRED, unix(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// The user.
+    /// The user's number.
     pub uid: u32,
-    /// The group.
-    pub gid: u32,
-    /// The process, where the kernel tells.
-    pub pid: Option<i32>,
+    /// The user's name, where this machine knows one.
+    pub user: Option<String>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.user {
+            Some(name) => f.write_str(name),
+            None => write!(f, "uid {}", self.uid),
+        }
+    }
 }
 
 /// What the server allows a client. The supervisor may take as long as it needs: a drain is waited for.
@@ -117,11 +126,14 @@ pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Li
 /// One request, one answer. Errors of the connection concern nobody else: the client has gone or speaks no HTTP.
 async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, asked: Arc<AtomicBool>, limits: Limits) {
     let Ok(credentials) = stream.peer_cred() else { return };
-    let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
+    let uid = credentials.uid();
+    let user = User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
+    let peer = Peer { uid, user };
 
     let answered = Arc::new(Notify::new());
     let service = service_fn(|request| {
-        let (asks, asked, answered) = (asks.clone(), Arc::clone(&asked), Arc::clone(&answered));
+        let (asks, peer) = (asks.clone(), peer.clone());
+        let (asked, answered) = (Arc::clone(&asked), Arc::clone(&answered));
         async move {
             let response = respond(request, peer, &asks, &asked, limits).await;
             answered.notify_one();

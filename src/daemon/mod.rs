@@ -25,18 +25,20 @@ use tracing::info;
 use crate::config::{Config, Workers};
 use crate::control::server::{self, Asked};
 use crate::control::{Place, socket};
-use crate::probe::{ProbeError, Prober};
+use crate::probe::{ProbeError, Probed, Prober};
 use crate::proxy::{self, Limits, Outcome, Setup, Worker};
 use crate::snapshot::{Reader, Snapshot, publish_first};
 use action::Exit;
 use effects::{Effects, Source};
-use event::{AskId, Event, FileRead, Now, ReloadBy};
+use event::{AskId, BackendKey, Event, FileRead, Now, ReloadBy};
 use supervisor::{Facts, Supervisor};
 
 /// Requests of operators that may wait for the supervisor.
 const ASKS: usize = 64;
 /// Results of probes and dials that may wait for it.
 const OUTCOMES: usize = 1024;
+/// How long to wait where nothing is due.
+const IDLE: Duration = Duration::from_secs(3600);
 /// How long the last answers and the last lines of the log may take at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -79,28 +81,68 @@ pub struct Ready<'a> {
 }
 
 async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
+    let (mut sources, mut effects, facts, serving) = prepare(start, logging)?;
+    let mut supervisor = Supervisor::new(facts, proxy::monotonic_micros(), now());
+    let mut events = VecDeque::from([Event::ReloadAsked(ReloadBy::Start)]);
+    let mut ready = Some(ready);
+    let exit = loop {
+        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut events) {
+            break exit;
+        }
+        if let Some(ready) = ready.take() {
+            ready(&Ready { listening: &effects.held, control: effects.control.path() });
+        }
+        let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + IDLE);
+        events.push_back(sources.next(&mut effects, deadline).await);
+        events.extend(effects.gone().into_iter().map(Event::AskerGone));
+    };
+    drop(sources); // the server writes the last answers, then returns
+    effects.answers.clear(); // who waits still is told that lbd stopped
+    let _ = timeout(LAST_WORDS, serving).await;
+    effects.clear_up();
+    drop(effects);
+    match exit {
+        Exit::Stopped => {
+            info!("stopped");
+            Ok(())
+        }
+        Exit::CannotStart(why) => Err(why),
+    }
+}
+
+/// Takes what the process needs before there is a configuration in force: signals, the control socket, descriptors,
+/// workers. Nothing of it is seen by a client.
+fn prepare(
+    start: Start,
+    logging: &logging::Logging,
+) -> Result<(Sources, Effects, Facts, tokio::task::JoinHandle<()>), Broken> {
     let kernel = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
-    let mut signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
+    let signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
     let place = control_place(&start);
     let asked_for = &start.config.control;
     let (door, control) =
         socket::bind(&place, asked_for.mode, asked_for.group.as_deref()).map_err(|e| e.to_string())?;
     let door = tokio::net::UnixListener::from_std(door).map_err(kernel("the control socket cannot be used"))?;
-    let (ask_sender, mut asks) = mpsc::channel::<Asked>(ASKS);
+    let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
     let serving = tokio::spawn(server::serve(door, ask_sender, server::Limits::default()));
 
     let descriptors = proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
-    let count = worker_count(start.config.process.workers);
+    let workers = worker_count(start.config.process.workers);
     let limits = Arc::new(Limits::new(descriptors, start.config.process.buffer_memory));
-    info!(workers = count, descriptors, sessions = limits.most, "lbd {} starts", env!("CARGO_PKG_VERSION"));
+    info!(workers, descriptors, sessions = limits.most, "lbd {} starts", env!("CARGO_PKG_VERSION"));
     let (publisher, reader) = publish_first(Snapshot::empty());
-    let (outcome_sender, mut outcomes) = mpsc::channel(OUTCOMES);
+    let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
     let acknowledged = Arc::new(Notify::new());
-    let lines = start_workers(count, &reader, &limits, &outcome_sender, &acknowledged)?;
+    let lines = start_workers(workers, &reader, &limits, &outcome_sender, &acknowledged)?;
 
-    let (probe_sender, mut probes) = mpsc::channel(OUTCOMES);
-    let (changed_sender, mut changed) = mpsc::channel(1);
-    let mut effects = Effects {
+    let (probe_sender, probes) = mpsc::channel(OUTCOMES);
+    let (changed_sender, changed) = mpsc::channel(1);
+    let config_path = match &start.source {
+        Source::File(path) => Some(path.display().to_string()),
+        Source::Demo => None,
+    };
+    let facts = Facts { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), workers, config_path };
+    let effects = Effects {
         control,
         publisher,
         lines,
@@ -116,62 +158,46 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
         held: BTreeMap::new(),
         source: start.source,
     };
-    let facts = Facts {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        workers: count,
-        config_path: match &effects.source {
-            Source::File(path) => Some(path.display().to_string()),
-            Source::Demo => None,
-        },
-    };
-    let mut supervisor = Supervisor::new(facts, proxy::monotonic_micros(), now());
-    let mut events = VecDeque::from([Event::ReloadAsked(ReloadBy::Start)]);
-    let mut ready = Some(ready);
-    let mut asked_so_far = 0;
-    let exit = loop {
-        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut events) {
-            break exit;
-        }
-        if let Some(ready) = ready.take() {
-            ready(&Ready { listening: &effects.held, control: effects.control.path() });
-        }
-        let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-        events.push_back(tokio::select! {
-            Some(asked) = asks.recv() => {
-                asked_so_far += 1;
-                effects.answers.insert(AskId(asked_so_far), asked.answer);
-                Event::Asked(AskId(asked_so_far), asked.request, asked.peer)
+    Ok((Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes }, effects, facts, serving))
+}
+
+/// Where events come from.
+struct Sources {
+    signals: signals::Signals,
+    asks: mpsc::Receiver<Asked>,
+    /// Requests so far; numbers them.
+    asked: u64,
+    changed: mpsc::Receiver<()>,
+    acknowledged: Arc<Notify>,
+    probes: mpsc::Receiver<Probed<BackendKey>>,
+    outcomes: mpsc::Receiver<Outcome>,
+}
+
+impl Sources {
+    /// Waits for whatever happens first, until `deadline` at the latest.
+    async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Event {
+        tokio::select! {
+            Some(asked) = self.asks.recv() => {
+                self.asked += 1;
+                effects.answers.insert(AskId(self.asked), asked.answer);
+                Event::Asked(AskId(self.asked), asked.request, asked.peer)
             }
-            signal = signals.next() => match signal {
+            signal = self.signals.next() => match signal {
                 signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
                 signals::Asked::Stop => Event::StopAsked,
             },
-            Some(()) = changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
-            () = acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-            Some(probed) = probes.recv() => match probed.result {
+            Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
+            () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
+            Some(probed) = self.probes.recv() => match probed.result {
                 Ok(_) => Event::Probed(probed.key, Ok(())),
                 Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
                 Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
             },
-            Some(Outcome::DialFailed(backend)) = outcomes.recv() => {
+            Some(Outcome::DialFailed(backend)) = self.outcomes.recv() => {
                 Event::DialFailed((backend.reference.clone(), backend.address.clone()))
             }
             () = sleep_until(deadline.into()) => Event::Tick,
-        });
-        events.extend(effects.gone().into_iter().map(Event::AskerGone));
-    };
-    drop(asks); // the server writes the last answers, then returns
-    effects.answers.clear(); // who waits still is told that lbd stopped
-    let _ = timeout(LAST_WORDS, serving).await;
-    effects.clear_up();
-    drop(effects);
-    match exit {
-        Exit::Stopped => {
-            info!("stopped");
-            Ok(())
         }
-        Exit::CannotStart(why) => Err(why),
     }
 }
 

@@ -27,7 +27,7 @@ struct Decision {
 
 impl Supervisor {
     pub(super) fn asked(&mut self, ask: AskId, request: Request, peer: Peer, now: Now, out: &mut Vec<Action>) {
-        let by = format!("uid {}", peer.uid);
+        let by = peer.to_string();
         match request {
             Request::Status => out.push(Action::Answer(ask, Reply::Status(Box::new(self.status(now))))),
             Request::Stats { pool } => out.push(Action::Answer(ask, self.stats_of(pool.as_ref(), now))),

@@ -70,7 +70,7 @@ impl Daemon {
     }
 
     fn ask(&mut self, id: u64, request: Request) -> Vec<Action> {
-        self.on(Event::Asked(AskId(id), request, Peer { uid: 0, gid: 0, pid: None }))
+        self.on(Event::Asked(AskId(id), request, Peer { uid: 0, user: None }))
     }
 
     fn acknowledge(&mut self) -> Vec<Action> {

@@ -269,7 +269,7 @@ impl World {
         let ask = AskId(self.numbers);
         let what = if self.trace.is_some() { format!("{ask:?} {request:?}") } else { format!("{ask:?}") };
         self.asks.insert(ask, Ask { what, answers: 0, gone: false, revision: Revision(0), drains: Vec::new() });
-        self.happen(Event::Asked(ask, request, Peer { uid: 0, gid: 0, pid: Some(1) }));
+        self.happen(Event::Asked(ask, request, Peer { uid: 0, user: None }));
     }
 
     pub fn somebody_goes(&mut self) {

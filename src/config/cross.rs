@@ -64,7 +64,12 @@ fn unknown_pools(r: &mut Reader, listeners: &[ListenerDraft], pools: &[PoolDraft
 }
 
 fn taken_twice(r: &mut Reader, bind: &Placed<Address>, other: &Placed<Address>) {
-    let message = if other.value == bind.value {
+    let message = if matches!(&bind.value, Address::Ip(ip) if ip.port() == 0) {
+        format!(
+            "{} is bound twice, first by {} on line {}; ask for port 0 once an address, or name the ports",
+            bind.value, other.path, other.at.line
+        )
+    } else if other.value == bind.value {
         format!("{} is taken by {} on line {}; choose another address", bind.value, other.path, other.at.line)
     } else {
         format!(

@@ -127,6 +127,14 @@ fn plain_text(bytes: &[u8]) -> Result<&str, (Pos, String)> {
         let message = format!("the file holds the control character {c:?}; remove it");
         return Err((Pos::after(&text[..index]), message));
     }
+    let is_marker = |line: &str| {
+        line.get(..7).is_some_and(|marks| matches!(marks, "<<<<<<<" | "=======" | ">>>>>>>"))
+            && matches!(line.chars().nth(7), None | Some(' '))
+    };
+    if let Some(index) = text.lines().position(is_marker) {
+        let message = "a merge conflict marker; resolve the conflict, and remove its marker lines";
+        return Err((Pos::new(index + 1, 1), message.into()));
+    }
     Ok(text)
 }
 

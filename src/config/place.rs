@@ -131,11 +131,14 @@ enum Span {
 
 impl Taken {
     /// Adds an address; returns the number of one that was added before and overlaps with it.
-    /// Port 0 never overlaps; `[::]` takes IPv4 clients too.
+    /// Port 0 overlaps only with itself at the same IP, as sockets are known by their address; `[::]` takes IPv4 clients too.
     pub fn add(&mut self, address: &Address, number: usize) -> Option<usize> {
         let (asks, takes) = match address {
             Address::Unix(path) => (vec![Span::Unix(tidy(path))], vec![Span::Unix(tidy(path))]),
-            Address::Ip(ip) if ip.port() == 0 => return None,
+            Address::Ip(ip) if ip.port() == 0 => {
+                let exact = || vec![Span::Ip(ip.ip().to_canonical(), 0)];
+                (exact(), exact())
+            }
             Address::Ip(ip) => {
                 let (ip, port) = (ip.ip().to_canonical(), ip.port());
                 let mut asks = wide_and_exact(ip, port);
@@ -203,7 +206,7 @@ mod tests {
     fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
         let (x, y) = (a.ip().to_canonical(), b.ip().to_canonical());
         let takes = |wide: IpAddr, ip: IpAddr| wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
-        a.port() == b.port() && a.port() != 0 && (x == y || takes(x, y) || takes(y, x))
+        a.port() == b.port() && (x == y || a.port() != 0 && (takes(x, y) || takes(y, x)))
     }
 
     fn address() -> impl Strategy<Value = SocketAddr> {

@@ -137,6 +137,8 @@ fn backend(r: &mut Reader, pool: &Path<'_>, element: &Element) -> BackendDraft {
         draft.address = r.placed(item, place::backend);
         return draft;
     }
+    let joined = r.host_and_port(item);
+    let item = Item { node: joined.as_ref().unwrap_or(item.node), path: item.path };
     let Some(fields) = r.fields(item, &keys::BACKEND) else { return draft };
     draft.address = r.required(&fields, "address", "address: \"10.0.0.7:8080\"", |r: &mut Reader, item: Item<'_>| {
         r.placed(item, place::backend)

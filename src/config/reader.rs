@@ -56,6 +56,8 @@ pub(super) struct Item<'a> {
 pub(super) struct Fields<'a> {
     path: &'a Path<'a>,
     entries: Vec<(&'static str, Entry)>,
+    /// Whether each key could be read: else one that seems missing may be there.
+    readable: bool,
 }
 
 impl Fields<'_> {
@@ -162,13 +164,16 @@ impl Reader {
             );
             return None;
         };
-        let mut fields = Fields { path: item.path, entries: Vec::new() };
+        let mut fields = Fields { path: item.path, entries: Vec::new(), readable: true };
         let mut meant = Vec::new();
         let mut repeats = 0;
         let mut seen = HashMap::new();
         for entry in self.gathered(item.path, keys, entries) {
             let entry = self.spaced(item.path, keys, &entry);
-            let Some(name) = self.key_of(&entry, item.path) else { continue };
+            let Some(name) = self.key_of(&entry, item.path) else {
+                fields.readable = false;
+                continue;
+            };
             let path = item.path.then(name, entry.key.at);
             let first = *seen.entry(name.to_owned()).or_insert(entry.key.at);
             if first != entry.key.at {
@@ -266,7 +271,7 @@ impl Reader {
         example: &str,
         read: impl Read<T>,
     ) -> Option<T> {
-        if !fields.has(key) {
+        if fields.readable && !fields.has(key) {
             self.report_missing(fields.path, key, example);
         }
         self.optional(fields, key, read)

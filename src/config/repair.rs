@@ -26,7 +26,10 @@ const FOLLOWED: usize = 4;
 pub(super) fn read(text: &str, check: &dyn Fn(&File) -> Checked) -> (File, Vec<Problem>) {
     let (attempts, longest) = if text.len() <= MAX_LENGTH { (MAX_ATTEMPTS, text.len() + MAX_GROWTH) } else { (0, 0) };
     let mut repair = Repair { check, attempts, unread: MAX_READ, longest, seen: HashSet::from([text.to_owned()]) };
-    let first = repair.reading(Mended::new(text), Vec::new(), 0);
+    let mut first = repair.reading(Mended::new(text), Vec::new(), 0);
+    if first.fault.is_some() || !first.problems.is_empty() {
+        first = repair.begun(first);
+    }
     let best = repair.settle(first);
     let problems = best.told();
     (best.file, problems)
@@ -110,6 +113,23 @@ impl Repair<'_> {
             }
         }
         best
+    }
+
+    /// The reading with every slip undone that is one for certain.
+    fn begun(&mut self, reading: Reading) -> Reading {
+        let certain = syntax::certain(&reading.file.text.text);
+        if certain.is_empty() || self.attempts == 0 {
+            return reading;
+        }
+        let text = certain.iter().fold(reading.file.text, |text, slip| text.with(&slip.edits));
+        let undone = |slip: &Slip| Undone { told: Problem::new(slip.at, "", &slip.message), moves: false };
+        let slips = certain.iter().map(undone).collect();
+        let mut begun = self.reading(text, slips, 0);
+        // A comment has no key.
+        for (undone, slip) in begun.slips.iter_mut().zip(&certain).filter(|(_, slip)| slip.weight > 0) {
+            undone.told.path = begun.file.path_at(slip.at);
+        }
+        begun
     }
 
     /// What comes of undoing a slip, if that leads further.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::file::{Entry, Node, Style, Text, Value};
 use super::keys::{ALL, Guess, Holds, Key, Keys};
 use super::problem::Pos;
-use super::reader::{Path, Reader};
+use super::reader::{Item, Path, Reader};
 use super::value::clip;
 use crate::words::Address;
 
@@ -121,6 +121,25 @@ impl Reader {
         self.report(entry.key.at, path.then(key, entry.key.at), message);
         let behind = Pos { column: entry.key.at.column + key.chars().count() as u32 + 1, ..entry.key.at };
         Entry { key: text(entry.key.at, key), value: text(behind, value) }
+    }
+
+    /// A backend with `host` and `port` instead of `address`, as if it had that.
+    pub(super) fn host_and_port(&mut self, item: Item<'_>) -> Option<Node> {
+        let Value::Map(entries) = &*item.node.value else { return None };
+        let of = |key: &str| entries.iter().find(|entry| entry.name() == Some(key));
+        let host = ["host", "ip", "server", "addr"].into_iter().find_map(of).filter(|_| of("address").is_none())?;
+        let (Value::Text(ip), Value::Text(number)) = (&*host.value.value, &*of("port")?.value.value) else {
+            return None;
+        };
+        let ip6 = ip.text.contains(':');
+        let address =
+            if ip6 { format!("[{}]:{}", ip.text, number.text) } else { format!("{}:{}", ip.text, number.text) };
+        let (word, written) = (host.name().unwrap_or_default(), clip(&address));
+        let message = format!("unknown key \"{word}\"; IP and port stand together: write `address: \"{written}\"`");
+        self.report(host.key.at, item.path.then(word, host.key.at), message);
+        let own = entries.iter().filter(|entry| !matches!(entry.name(), Some("port")) && entry.key.at != host.key.at);
+        let joined = Entry { key: text(host.key.at, "address"), value: text(host.value.at, &address) };
+        Some(map(item.node.at, own.cloned().chain([joined]).collect()))
     }
 
     /// The entries of a mapping of names, with those that are keys of an element moved into the one above, and those

@@ -49,6 +49,33 @@ pub(super) fn slips(text: &str, fault: &Fault) -> Vec<Slip> {
     slips
 }
 
+/// Slips that are certain without a fault, in a text that has one: comments of other languages, and no-break spaces
+/// after colons, as pasted text has them.
+pub(super) fn certain(text: &str) -> Vec<Slip> {
+    let mut slips: Vec<Slip> = Vec::new();
+    let mut comments: Vec<(Pos, Edit)> = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let depth = indent(line);
+        if line[depth..].starts_with("//") {
+            comments.push((place(number, depth), Edit::replace(number, depth, 2, "# ")));
+        } else if let Some((before, _)) = bare_value(line).split_once(":\u{a0}") {
+            let column = before.chars().count() + 1;
+            let message = "a no-break space after the colon; write a plain space";
+            slips.push(Slip::new(place(number, column), message, vec![Edit::replace(number, column, 1, " ")]));
+        }
+    }
+    if let Some((first, _)) = comments.first() {
+        let more = match comments.len() {
+            1 => String::new(),
+            lines => format!(", here and on {} more lines", lines - 1),
+        };
+        let message = format!("a comment begins with #; write it instead of //{more}");
+        let edits = comments.iter().map(|(_, edit)| edit.clone()).collect();
+        slips.push(Slip { weight: 0, ..Slip::new(*first, message, edits) });
+    }
+    slips
+}
+
 /// The words of a fault that the parser does not see: a text where a key is likely meant.
 pub(super) const HIDDEN_KEY: &str =
     "a text over several lines, or on a line of its own; write it behind its key, in quotes";
@@ -263,15 +290,11 @@ impl Lines<'_> {
         Some(Slip::new(place(number, column), message, vec![edit]))
     }
 
-    /// `-10.0.0.7:80`, `// comment`: marks without what makes them marks.
+    /// `-10.0.0.7:80`: a dash without what makes it a mark.
     fn marks(&self, number: u32) -> Option<Slip> {
         let line = self.line(number);
         let depth = indent(line);
         let content = line.trim_start();
-        if content.starts_with("//") {
-            let message = "a comment begins with #; write it instead of //";
-            return Some(Slip::new(place(number, depth), message, vec![Edit::replace(number, depth, 2, "# ")]));
-        }
         let item = content.strip_prefix('-').filter(|item| !item.starts_with(['-', ' ']) && !item.is_empty())?;
         let message = format!("a space is missing after the dash; write `- {}`", clip(bare_value(item)));
         Some(Slip::new(place(number, depth), message, vec![Edit::insert(number, depth + 1, " ")]))

@@ -299,6 +299,10 @@ const ADDRESSES: &[Row] = &[
         &[("3:25", "listeners.web.bind.1", "overlaps with 0.0.0.0:80 of listeners.web.bind.0 on line 3")],
     ),
     (
+        &[("0.0.0.0:8080", "[ 127.0.0.1:0, 127.0.0.1:0 ]")],
+        &[("3:26", "listeners.web.bind.1", "is bound twice, first by listeners.web.bind.0 on line 3; ask for port 0")],
+    ),
+    (
         &[("pools:", "  v6: { bind: \"[::]:8080\", pool: web }\npools:")],
         &[("5:15", "listeners.v6.bind", "overlaps with 0.0.0.0:8080 of listeners.web.bind on line 3")],
     ),
@@ -320,7 +324,7 @@ fn addresses_that_are_wrong_or_clash() {
 #[test]
 fn addresses_that_only_look_alike_do_not_clash() {
     assert_table(&[
-        (&[("0.0.0.0:8080", "[ 127.0.0.1:0, 127.0.0.1:0, \"[::1]:80\", 127.0.0.1:80, 10.0.0.1:80 ]")], &[]),
+        (&[("0.0.0.0:8080", "[ 127.0.0.1:0, 127.0.0.2:0, 0.0.0.0:0, \"[::1]:80\", 127.0.0.1:80, 10.0.0.1:80 ]")], &[]),
         (&[("127.0.0.1:9001", "10.0.0.7:8080")], &[]),
         (
             &[("weight: 2", "backup: true"), ("b1: 127.0.0.1:9001", "b1: { address: 127.0.0.1:9001, backup: true }")],
@@ -377,6 +381,18 @@ const SYNTAX: &[Row] = &[
     (&[("pools:", "pools: web")], &[("5:8", "pools", "cannot both belong to \"pools\"")]),
     (&[("interval: 2s", "interval 2s")], &[("11:21", "pools.web.health_check.interval", "a colon is missing")]),
     (&[("drain", "---\ndrain")], &[("12:1", "", "a second document begins here")]),
+    (&[("pools:", "---\npools:")], &[("5:1", "", "a second document begins here")]),
+    (&[("pools:", "<<<<<<< HEAD\npools:")], &[("5:1", "", "a merge conflict marker")]),
+    (&[("    balance", "=======\n    balance")], &[("7:1", "", "a merge conflict marker")]),
+    (&[("    pool: web", "    // old\n    pool: web")], &[("4:5", "", "write it instead of //")]),
+    (&[("pools:", "// old: one\n// two\npools:")], &[("5:1", "", "instead of //, here and on 1 more lines")]),
+    (&[("pool: web", "pool:\u{a0}web")], &[("4:10", "listeners.web.pool", "a no-break space after the colon")]),
+    (&[("b1: 127", "b1:\u{a0}127")], &[("9:10", "pools.web.backends.b1", "a no-break space after the colon")]),
+    (&[("b1: 127.0.0.1:9001", "b1: {{ backend }}")], &[("9:12", "pools.web.backends.b1", "found a mapping")]),
+    (
+        &[("b1: 127.0.0.1:9001", "b1: { host: 10.0.0.1, port: 80 }")],
+        &[("9:13", "pools.web.backends.b1.host", "write `address: \"10.0.0.1:80\"`")],
+    ),
     (&[("2s", "!!str 2s")], &[("11:31", "", "the tag")]),
 ];
 
@@ -478,6 +494,15 @@ fn files_of_another_shape() {
     assert_told(&"x".repeat(2 << 20), &[("1:1", "", "at most 1 MiB is read")]);
     let latin = [b"listeners:\n  caf".as_slice(), b"\xe9: 1\n"].concat();
     assert_eq!(Config::parse(latin).unwrap_err()[0].to_string(), "2:6: the file is not UTF-8 here; save it as UTF-8");
+}
+
+#[test]
+fn pools_inside_listeners_are_one_problem() {
+    let alone = BASE.replace("pools:", "  pools:");
+    assert_told(&alone, &[("5:3", "pools", "indented by 2 spaces, which does not fit; write none")]);
+    let (listeners, pools) = BASE[..BASE.find("drain").unwrap()].split_at(BASE.find("pools:").unwrap());
+    let whole = listeners.to_owned() + &pools.lines().map(|line| format!("  {line}\n")).collect::<String>();
+    assert_told(&whole, &[("5:3", "listeners.pools", "is a key of the top level; indent it less")]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Longer than anything takes; a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Each demo looks whether 8080 is free, then takes it: two that look at once would both believe so.
 static STARTING: Mutex<()> = Mutex::new(());

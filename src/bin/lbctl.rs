@@ -72,7 +72,7 @@ enum Command {
         watch: Option<Duration>,
     },
 
-    /// Let a backend finish its sessions and give it no new one
+    /// Let a backend finish its sessions, give it no new one and stop probing it
     ///
     /// Never cuts a session. It survives reloads and ends with `lbctl enable`, or by --for.
     Drain {

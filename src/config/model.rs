@@ -74,6 +74,13 @@ pub struct Keepalive {
     pub count: u8,
 }
 
+impl Keepalive {
+    /// How long a peer may acknowledge nothing, probes or bytes, until it is taken for dead.
+    pub fn patience(self) -> Duration {
+        self.idle.saturating_add(self.interval.saturating_mul(u32::from(self.count)))
+    }
+}
+
 /// A named set of backends: how to choose among them, how to check them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {

@@ -8,6 +8,7 @@ mod inbox;
 mod limits;
 mod preface;
 mod relay;
+mod scratch;
 mod serve;
 mod session;
 mod socket;

@@ -95,6 +95,8 @@ pub struct Session {
     pub spare: SpareUse,
     /// Keepalive has been turned on.
     pub kept_alive: bool,
+    /// A peer has been seen to read more slowly than the other writes.
+    pub stalled: bool,
     /// It is to have another turn, and stands in the worker's row for it.
     pub again: bool,
     /// The backend's queue was full (Unix sockets tell so); `since` counts from the first such moment.
@@ -135,6 +137,7 @@ impl Session {
             dial: 0,
             spare: SpareUse::Never,
             kept_alive: false,
+            stalled: false,
             again: false,
             crowded: false,
             accepted: now,

@@ -184,6 +184,14 @@ pub fn keep_alive(fd: &OwnedFd, keepalive: Keepalive) {
     }
 }
 
+/// Bounds how long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, tcp(7)); zero leaves it to the kernel, which
+/// gives up after a quarter of an hour. No error on Unix sockets.
+pub fn limit_unacknowledged(fd: &OwnedFd, patience: std::time::Duration) {
+    let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).min(i32::MAX as u32);
+    // Fails only on a socket that is dead or not TCP.
+    let _ = setsockopt(fd, sockopt::TcpUserTimeout, &millis);
+}
+
 /// Microseconds of CLOCK_MONOTONIC.
 pub fn monotonic_micros() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);

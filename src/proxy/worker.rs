@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -15,7 +16,7 @@ use tracing::{error, info};
 use super::door::{Door, Hold};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
-use super::relay::SCRATCH;
+use super::scratch::Scratch;
 use super::session::{KEEPALIVE_AFTER, Next, Session, State};
 use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
@@ -74,7 +75,7 @@ pub struct Worker {
     pub(super) queues: BTreeMap<PoolName, VecDeque<usize>>,
     /// Connections opened ahead of need.
     pub(super) spares: Spares,
-    pub(super) scratch: Box<[u8]>,
+    pub(super) scratch: Scratch,
     /// Sessions that could go on.
     again: Vec<usize>,
     /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
@@ -151,7 +152,7 @@ impl Worker {
             room: false,
             queues: BTreeMap::new(),
             spares: Spares::default(),
-            scratch: vec![0; SCRATCH].into(),
+            scratch: Scratch::new(),
             again: Vec::new(),
             gone: Vec::new(),
             now,
@@ -339,6 +340,9 @@ impl Worker {
                 backend.bytes_out.add(down);
             }
         }
+        if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
+            bear_with(session);
+        }
         if was_whole && session.is_half_closed() {
             let soon = session.overdue().0;
             self.sweep_by(soon);
@@ -449,9 +453,23 @@ impl Worker {
 fn keep_alive(session: &mut Session, snapshot: &Snapshot) {
     session.kept_alive = true;
     let Some(listener) = snapshot.listener(&session.listener.name) else { return };
-    socket::keep_alive(&session.client.fd, listener.keepalive);
-    if let Some(server) = &session.server {
-        socket::keep_alive(&server.fd, listener.keepalive);
+    for end in [Some(&session.client), session.server.as_ref()].into_iter().flatten() {
+        socket::keep_alive(&end.fd, listener.keepalive);
+        if !session.stalled {
+            socket::limit_unacknowledged(&end.fd, listener.keepalive.patience());
+        }
+    }
+}
+
+/// A peer that does not read is not dead: how long it may last is for the idle timeout to say, while TCP_USER_TIMEOUT
+/// would count a window of zero too. Once a session, for it will do so again.
+#[cold]
+fn bear_with(session: &mut Session) {
+    session.stalled = true;
+    if session.kept_alive {
+        for end in [Some(&session.client), session.server.as_ref()].into_iter().flatten() {
+            socket::limit_unacknowledged(&end.fd, Duration::ZERO);
+        }
     }
 }
 
@@ -471,5 +489,28 @@ mod tests {
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }
+    }
+
+    #[test]
+    fn a_dead_peer_is_bounded_by_the_kernel_and_one_that_only_does_not_read_is_not() {
+        use super::super::testing::{Over, pair, snapshot};
+        use nix::sys::socket::{getsockopt, sockopt::TcpUserTimeout};
+        let file =
+            "listeners: { web: { bind: 127.0.0.1:8080, pool: web, keepalive: { idle: 20s, interval: 2s, count: 5 } } }
+pools: { web: { backends: { a: 127.0.0.1:9001 } } }
+";
+        let (snapshot, _) = snapshot(file, 1);
+        let ((client, _caller), (server, _called)) = (pair(Over::Tcp), pair(Over::Tcp));
+        let mut session = Session::new(client, None, &snapshot.listeners[0], 0, 0);
+        session.server = Some(server);
+        let bounds = |session: &Session| {
+            [&session.client, session.server.as_ref().unwrap()].map(|end| getsockopt(&end.fd, TcpUserTimeout).unwrap())
+        };
+        keep_alive(&mut session, &snapshot);
+        assert_eq!(bounds(&session), [30_000, 30_000]);
+        bear_with(&mut session);
+        assert_eq!(bounds(&session), [0, 0]);
+        keep_alive(&mut session, &snapshot); // as after another dial
+        assert_eq!(bounds(&session), [0, 0]);
     }
 }

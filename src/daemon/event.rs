@@ -40,6 +40,24 @@ pub enum ReloadBy {
     Operator(AskId),
 }
 
+/// Under which job of the service manager the daemon stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// It is not to come back, or nobody knows.
+    Stop,
+    /// A successor starts as soon as it has exited.
+    Restart(Queues),
+}
+
+/// What becomes of the clients that nobody has accepted when the daemon exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queues {
+    /// The service manager holds the listening sockets: the successor accepts them.
+    Kept,
+    /// They would be reset.
+    Lost,
+}
+
 /// What came of reading the file.
 #[derive(Debug)]
 pub enum FileRead {
@@ -74,8 +92,12 @@ pub enum Event {
     NotProbed(BackendKey),
     /// A client's connect to a backend failed.
     DialFailed(BackendKey),
+    /// Every worker has turned since it was asked to for at least this time.
+    Turned(u64),
     /// SIGTERM or SIGINT.
     StopAsked,
+    /// What the service manager has in mind, where it was asked.
+    JobKnown(Job),
     /// Some time has passed.
     Tick,
 }

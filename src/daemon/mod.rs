@@ -7,13 +7,16 @@ pub mod effects;
 pub mod event;
 pub mod logging;
 pub mod signals;
+pub mod sockets;
 pub mod supervisor;
 pub mod systemd;
+pub mod unit;
 pub mod watch;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,7 +33,8 @@ use crate::proxy::{self, Limits, Outcome, Setup, Worker};
 use crate::snapshot::{Reader, Snapshot, publish_first};
 use action::Exit;
 use effects::{Effects, Source};
-use event::{AskId, BackendKey, Event, FileRead, Now, ReloadBy};
+use event::{AskId, BackendKey, Event, FileRead, Job, Now, ReloadBy};
+use sockets::Sockets;
 use supervisor::{Facts, Supervisor};
 
 /// Requests of operators that may wait for the supervisor.
@@ -53,6 +57,8 @@ pub struct Start {
     pub source: Source,
     /// Where the control socket is to be; wins over the file's.
     pub control: Option<Place>,
+    /// What systemd has passed to the process, with the names it has there ([`systemd::passed`]).
+    pub passed: Vec<(OwnedFd, String)>,
 }
 
 /// Why the daemon could not start or go on. Says how to mend it.
@@ -90,10 +96,11 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
             break exit;
         }
         if let Some(ready) = ready.take() {
-            ready(&Ready { listening: &effects.held, control: effects.control.path() });
+            ready(&Ready { listening: &effects.sockets.addresses(), control: effects.control.path() });
         }
         let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + IDLE);
         events.push_back(sources.next(&mut effects, deadline).await);
+        events.extend(effects.turned());
         events.extend(effects.gone().into_iter().map(Event::AskerGone));
     };
     drop(sources); // the server writes the last answers, then returns
@@ -141,24 +148,33 @@ fn prepare(
         Source::File(path) => Some(path.display().to_string()),
         Source::Demo => None,
     };
-    let facts = Facts { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), workers, config_path };
+    let notifier = systemd::Notifier::new();
+    let (job_sender, job) = mpsc::channel(1);
+    let facts = Facts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        workers,
+        config_path,
+        pulse: notifier.watchdog_interval(),
+    };
     let effects = Effects {
         control,
         publisher,
         lines,
         prober: Prober::new(probe_sender),
-        notifier: systemd::Notifier::new(),
+        notifier,
         logging: logging.clone(),
         first: Some(FileRead::Right(Box::new(start.config))),
         changed: changed_sender,
         watcher: None,
         seen: start.content,
         answers: HashMap::new(),
-        fresh: BTreeMap::new(),
-        held: BTreeMap::new(),
+        sockets: Sockets::new(start.passed),
+        job: job_sender,
+        turned: 0,
         source: start.source,
     };
-    Ok((Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes }, effects, facts, serving))
+    Ok((Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes, job }, effects, facts, serving))
 }
 
 /// Where events come from.
@@ -171,6 +187,7 @@ struct Sources {
     acknowledged: Arc<Notify>,
     probes: mpsc::Receiver<Probed<BackendKey>>,
     outcomes: mpsc::Receiver<Outcome>,
+    job: mpsc::Receiver<Job>,
 }
 
 impl Sources {
@@ -186,6 +203,7 @@ impl Sources {
                 signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
                 signals::Asked::Stop => Event::StopAsked,
             },
+            Some(job) = self.job.recv() => Event::JobKnown(job),
             Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
             () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
             Some(probed) = self.probes.recv() => match probed.result {

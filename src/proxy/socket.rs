@@ -167,6 +167,11 @@ pub fn finish_writing(fd: &OwnedFd) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
 }
 
+/// Ends the listening of a socket, whoever else holds it.
+pub fn stop_listening(fd: &OwnedFd) {
+    let _ = shutdown(fd.as_raw_fd(), Shutdown::Read); // what it does to one that listens: inet_shutdown, unix_shutdown
+}
+
 /// Makes the coming close a reset: the peer must not take a cut stream for a whole one.
 pub fn reset_on_close(fd: &OwnedFd) {
     // Fails only on a socket that is dead already.

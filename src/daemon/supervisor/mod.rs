@@ -4,6 +4,7 @@
 
 mod liveness;
 mod operator;
+mod pulse;
 mod reload;
 mod report;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Notice};
+use super::action::{Action, Doors, Notice};
 use super::event::{AskId, BackendKey, Event, Now, ReloadBy};
 use crate::config::{Config, ConfigDiff};
 use crate::control::Reply;
@@ -25,6 +26,7 @@ use crate::observe::LastReload;
 use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build};
 use crate::words::{Address, AdminState, BackendRef, Generation, Health};
 
+use pulse::Pulse;
 pub use stop::Stage;
 
 /// Answers to operators that may be outstanding at a time; one more is refused.
@@ -47,6 +49,8 @@ pub struct Facts {
     pub pid: u32,
     /// Its worker threads.
     pub workers: usize,
+    /// How often the service manager wants proof that everything turns; `None`: not at all.
+    pub pulse: Option<Duration>,
     /// The file; `None` where there is none (`--demo`).
     pub config_path: Option<String>,
 }
@@ -81,6 +85,9 @@ pub struct Supervisor {
     status_at: Instant,
     last_status: String,
     stage: Stage,
+    /// The service manager has been asked why the daemon is to stop.
+    job_asked: bool,
+    pulse: Pulse,
     random: u64,
 }
 
@@ -158,6 +165,8 @@ impl Supervisor {
             status_at: now.at,
             last_status: String::new(),
             stage: Stage::Starting,
+            job_asked: false,
+            pulse: Pulse::new(now),
             random: seed | 1,
         }
     }
@@ -177,7 +186,9 @@ impl Supervisor {
             Event::Probed(key, result) => self.probed(&key, result, now),
             Event::NotProbed(key) => self.not_probed(&key, now),
             Event::DialFailed(key) => self.dial_failed(&key, now),
+            Event::Turned(number) => self.turned(number, out),
             Event::StopAsked => self.stop_asked(now, out),
+            Event::JobKnown(job) => self.job_known(job, now, out),
             Event::Tick => {}
         }
         self.whatever_is_due(now, out);
@@ -196,14 +207,16 @@ impl Supervisor {
         });
         let status = (self.stage == Stage::Serving).then_some(self.status_at);
         let stop = self.stage.next_look();
-        probes.chain(overrides).chain(waits).chain(status).chain(stop).chain(self.publish_at).min()
+        let once = [stop, self.publish_at, self.next_pulse()].into_iter().flatten();
+        probes.chain(overrides).chain(waits).chain(status).chain(once).min()
     }
 
     fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
         self.start_probes(now, out);
+        self.feel_the_pulse(now, out);
         self.end_overrides(now);
         if self.publish_at.is_some_and(|at| at <= now.at) {
-            self.publish(Vec::new(), Vec::new(), out);
+            self.publish(Doors::default(), out);
         }
         self.answer_waiting(now, out);
         self.go_on_stopping(now, out);
@@ -221,14 +234,14 @@ impl Supervisor {
     }
 
     /// Builds the snapshot of how things stand and puts it in force.
-    fn publish(&mut self, listen: Vec<Address>, release: Vec<Address>, out: &mut Vec<Action>) {
+    fn publish(&mut self, doors: Doors, out: &mut Vec<Action>) {
         self.publish_at = None;
         let Some(config) = &self.config else { return };
         self.revision.0 += 1;
         let facts = |cell: &BackendCell| self.facts_of(cell);
         let numbers = (self.generation, self.revision);
         self.snapshot = Arc::new(build(numbers, config, &self.cells, facts, Some(&self.snapshot)));
-        out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), listen, release });
+        out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), doors });
     }
 
     /// The same, within a moment, together with whatever else changes until then.

@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Override, Supervisor, Then};
 use crate::config::nearest;
 use crate::control::{LiveSessions, Peer, Pools, Reply, Request, ShutdownMode, Target};
-use crate::daemon::action::Action;
+use crate::daemon::action::{Action, Doors};
 use crate::daemon::event::{AskId, BackendKey, Now, ReloadBy};
 use crate::health::Verdict;
 use crate::proxy::Sessions;
@@ -58,7 +58,7 @@ impl Supervisor {
                 if live == LiveSessions::Close {
                     out.extend(self.cells_of(&keys).into_iter().map(|cell| Action::Cut(Sessions::Of(cell))));
                     // What the answer waits for must come after the cut in the workers' inboxes.
-                    self.publish(Vec::new(), Vec::new(), out);
+                    self.publish(Doors::default(), out);
                 }
                 let then = self.changed(lines);
                 self.answer_when_known(ask, then, now, out);
@@ -69,7 +69,7 @@ impl Supervisor {
                 match mode {
                     ShutdownMode::Now => self.stop_at_once(now, out),
                     ShutdownMode::Graceful if self.stage.is_stopping() => {}
-                    ShutdownMode::Graceful => self.stop_asked(now, out),
+                    ShutdownMode::Graceful => self.stop_in_order(now, out),
                 }
             }
         }
@@ -111,7 +111,7 @@ impl Supervisor {
                 format!("{} is {admin}; sessions: {sessions}", key.0)
             });
         }
-        self.publish(Vec::new(), Vec::new(), out);
+        self.publish(Doors::default(), out);
         lines
     }
 

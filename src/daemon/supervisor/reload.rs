@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 use super::{Known, Reload, Stage, Supervisor, Then};
 use crate::config::{Config, ConfigDiff, Problem};
 use crate::control::{ProblemLine, ReloadOutcome, Reply};
-use crate::daemon::action::{Action, Exit, Notice};
+use crate::daemon::action::{Action, Doors, Exit, Notice};
 use crate::daemon::event::{BackendKey, FileRead, Now, ReloadBy};
 use crate::daemon::logging::timestamp;
 use crate::health::{Verdict, first_probe_in};
@@ -103,7 +103,7 @@ impl Supervisor {
         self.first.get_or_insert_with(|| config.clone());
         self.config = Some(config);
         self.generation = self.generation.next();
-        self.publish(listen, release, out);
+        self.publish(Doors { listen, release, ..Doors::default() }, out);
         self.finish_reload(ReloadResult::Applied, diff.summary(), notes, now, out);
     }
 

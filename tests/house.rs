@@ -101,7 +101,15 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     // A derive on what travels or is shown.
     (
         "serde",
-        &["config/diff.rs", "config/problem.rs", "observe/", "control/reply.rs", "control/route.rs", "bin/lbtest/"],
+        &[
+            "config/diff.rs",
+            "config/problem.rs",
+            "observe/",
+            "control/reply.rs",
+            "control/route.rs",
+            "daemon/state.rs",
+            "bin/lbtest/",
+        ],
     ),
     ("serde_json", &["observe/json.rs", "bin/lbtest/report.rs"]),
     ("slab", &["proxy/worker.rs", "proxy/stock.rs"]), // the tables of sessions and of spares

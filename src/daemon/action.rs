@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::event::{AskId, BackendKey};
+use super::event::{AskId, BackendKey, Decision};
 use crate::config::{Control, LogLevel};
 use crate::control::Reply;
 use crate::proxy::{Sessions, Unaccepted};
@@ -30,6 +30,9 @@ pub enum Action {
     Cut(Sessions),
     /// Probe a backend once; answered by `Probed` or `NotProbed`.
     Probe(BackendKey, CheckSpec),
+    /// Write the operators' decisions down, in place of those before; answered by `Kept` with this number. Only where
+    /// there is a folder to keep them in.
+    Keep(u64, Vec<Decision>),
     /// Have every worker turn; answered by `Turned` with this number.
     AskTurns(u64),
     /// Find out under which job of the service manager the daemon stops; answered by `JobKnown` within a moment.

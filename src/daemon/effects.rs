@@ -13,6 +13,7 @@ use super::action::{Action, Doors, Exit, Notice};
 use super::event::{AskId, BackendKey, Event, FileRead, Job};
 use super::logging::Logging;
 use super::sockets::Sockets;
+use super::state::Keeper;
 use super::systemd::Notifier;
 use super::unit;
 use super::watch::{Timing, Watcher};
@@ -64,6 +65,8 @@ pub struct Effects {
     pub answers: HashMap<AskId, oneshot::Sender<Reply>>,
     /// Where clients are accepted.
     pub sockets: Sockets,
+    /// What writes operators' decisions down, where they are kept.
+    pub keeper: Option<Keeper>,
     /// Where the service manager's answer comes in.
     pub job: mpsc::Sender<Job>,
     /// The last turn of all workers that was told of.
@@ -85,6 +88,11 @@ impl Effects {
             Action::Probe(key, spec) => {
                 let address = key.1.clone();
                 self.prober.start(key, address, spec);
+            }
+            Action::Keep(number, decisions) => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.keep(number, decisions);
+                }
             }
             Action::AskTurns(number) => self.tell_all(|| Command::Turn(number)),
             Action::AskJob => self.ask_job(events),

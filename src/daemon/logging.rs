@@ -21,7 +21,7 @@ use tracing_subscriber::registry;
 
 use crate::config::LogLevel;
 use journal::Journal;
-pub use line::timestamp;
+pub use line::{moment, timestamp};
 
 /// Records that may wait to be written; of a few hundred bytes each, as a rule.
 const QUEUE: usize = 4096;

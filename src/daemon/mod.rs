@@ -8,6 +8,7 @@ pub mod event;
 pub mod logging;
 pub mod signals;
 pub mod sockets;
+pub mod state;
 pub mod supervisor;
 pub mod systemd;
 pub mod unit;
@@ -33,7 +34,7 @@ use crate::proxy::{self, Limits, Outcome, Setup, Worker};
 use crate::snapshot::{Reader, Snapshot, publish_first};
 use action::Exit;
 use effects::{Effects, Source};
-use event::{AskId, BackendKey, Event, FileRead, Job, Now, ReloadBy};
+use event::{AskId, BackendKey, Decision, Event, FileRead, Job, Now, ReloadBy};
 use sockets::Sockets;
 use supervisor::{Facts, Supervisor};
 
@@ -87,8 +88,8 @@ pub struct Ready<'a> {
 }
 
 async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
-    let (mut sources, mut effects, facts, serving) = prepare(start, logging)?;
-    let mut supervisor = Supervisor::new(facts, proxy::monotonic_micros(), now());
+    let Prepared { mut sources, mut effects, facts, kept, serving } = prepare(start, logging)?;
+    let mut supervisor = Supervisor::new(facts, kept, proxy::monotonic_micros(), now());
     let mut events = VecDeque::from([Event::ReloadAsked(ReloadBy::Start)]);
     let mut ready = Some(ready);
     let exit = loop {
@@ -107,6 +108,9 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     effects.answers.clear(); // who waits still is told that lbd stopped
     let _ = timeout(LAST_WORDS, serving).await;
     effects.clear_up();
+    if let Some(keeper) = effects.keeper.take() {
+        keeper.finish(LAST_WORDS);
+    }
     drop(effects);
     match exit {
         Exit::Stopped => {
@@ -117,12 +121,20 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     }
 }
 
+/// What is there before anything is in force.
+struct Prepared {
+    sources: Sources,
+    effects: Effects,
+    facts: Facts,
+    /// What operators decided before the start.
+    kept: Vec<Decision>,
+    /// The control server.
+    serving: tokio::task::JoinHandle<()>,
+}
+
 /// Takes what the process needs before there is a configuration in force: signals, the control socket, descriptors,
 /// workers. Nothing of it is seen by a client.
-fn prepare(
-    start: Start,
-    logging: &logging::Logging,
-) -> Result<(Sources, Effects, Facts, tokio::task::JoinHandle<()>), Broken> {
+fn prepare(start: Start, logging: &logging::Logging) -> Result<Prepared, Broken> {
     let kernel = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     let signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
     let place = control_place(&start);
@@ -150,12 +162,16 @@ fn prepare(
     };
     let notifier = systemd::Notifier::new();
     let (job_sender, job) = mpsc::channel(1);
+    let folder = state::folder().filter(|_| config_path.is_some());
+    let (keeper, written, kept) =
+        state::keep_in(folder.as_deref()).map_err(kernel("the thread that keeps decisions cannot start"))?;
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         workers,
         config_path,
         pulse: notifier.watchdog_interval(),
+        keeps: keeper.is_some(),
     };
     let effects = Effects {
         control,
@@ -170,11 +186,13 @@ fn prepare(
         seen: start.content,
         answers: HashMap::new(),
         sockets: Sockets::new(start.passed),
+        keeper,
         job: job_sender,
         turned: 0,
         source: start.source,
     };
-    Ok((Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes, job }, effects, facts, serving))
+    let sources = Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes, job, written };
+    Ok(Prepared { sources, effects, facts, kept, serving })
 }
 
 /// Where events come from.
@@ -188,6 +206,7 @@ struct Sources {
     probes: mpsc::Receiver<Probed<BackendKey>>,
     outcomes: mpsc::Receiver<Outcome>,
     job: mpsc::Receiver<Job>,
+    written: state::News,
 }
 
 impl Sources {
@@ -203,6 +222,10 @@ impl Sources {
                 signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
                 signals::Asked::Stop => Event::StopAsked,
             },
+            Ok(()) = self.written.changed() => {
+                let (number, result) = self.written.borrow_and_update().clone();
+                Event::Kept(number, result)
+            }
             Some(job) = self.job.recv() => Event::JobKnown(job),
             Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
             () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),

@@ -184,6 +184,60 @@ fn stands_still(thread: Pid) -> bool {
     fs::read_to_string(format!("/proc/{thread}/stat")).unwrap().contains(") t ")
 }
 
+/// lbd that keeps state in its folder.
+fn keeping(dir: &Arc<tempfile::TempDir>) -> Lbd {
+    let mut command = lbd_command(dir.path());
+    command.env("STATE_DIRECTORY", dir.path());
+    let lbd = Lbd::spawn(command, Arc::clone(dir));
+    lbd.await_log("serving;");
+    lbd
+}
+
+#[test]
+fn what_operators_decide_survives_a_restart_until_its_time_or_the_backend_is_gone() {
+    let (a, b, c) = (Backend::start(named("a")), Backend::start(named("b")), Backend::start(named("c")));
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a), ("b", &b), ("c", &c)], "")).unwrap();
+    let mut lbd = keeping(&dir);
+    let said = lbd.done(&["drain", "a", "--reason", "new disk", "--for", "1h"]);
+    assert!(said.contains("web/a is draining; sessions: 0; kept over restarts"), "{said}");
+    lbd.done(&["disable", "b"]);
+    lbd.done(&["drain", "c", "--for", "1ms"]);
+    lbd.await_backend("web/c", "admin", "enabled");
+    lbd.signal(Signal::SIGKILL);
+    lbd.end();
+
+    let mut next = keeping(&dir);
+    let (a_is, b_is) = (next.backend("web/a"), next.backend("web/b"));
+    assert_eq!((&a_is["admin"], &a_is["override_reason"]), (&"draining".into(), &"new disk".into()), "{a_is}");
+    let left = a_is["override_ends_in_seconds"].as_u64().unwrap();
+    assert!((3000..=3600).contains(&left), "{a_is}");
+    assert_eq!((&b_is["admin"], &b_is["override_ends_in_seconds"]), (&"disabled".into(), &serde_json::Value::Null));
+    assert_eq!(who(next.web()), "c");
+    next.done(&["enable", "b"]);
+    next.signal(Signal::SIGTERM);
+    next.end();
+
+    // What does not make sense keeps nothing from starting.
+    fs::write(dir.path().join("overrides.json"), "{").unwrap();
+    let last = keeping(&dir);
+    last.await_log("is damaged");
+    assert_eq!(last.backend("web/a")["admin"], "enabled");
+    assert_eq!(fs::read_to_string(dir.path().join("overrides.json.damaged")).unwrap(), "{");
+}
+
+#[test]
+fn a_decision_that_cannot_be_written_down_is_in_force_and_says_so() {
+    let a = Backend::start(echo);
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();
+    fs::create_dir(dir.path().join("overrides.json.new")).unwrap();
+    let lbd = keeping(&dir);
+    let said = lbd.done(&["drain", "a"]);
+    assert!(said.contains("will not survive a restart of lbd") && said.contains("overrides.json"), "{said}");
+    assert_eq!(lbd.backend("web/a")["admin"], "draining");
+}
+
 #[test]
 fn a_reload_is_always_followed_by_ready() {
     let a = Backend::start(echo);

@@ -49,6 +49,11 @@ pub fn timestamp(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at).map_or_else(|_| "?".into(), |at| format!("{at:.3}"))
 }
 
+/// The time that [`timestamp`] wrote.
+pub fn moment(text: &str) -> Option<SystemTime> {
+    text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 //! says when it wants to be asked again. It reads no clock, file or socket, so that a test can play any history
 //! through it. It owns the configuration in force, the cells, the verdicts and the operator's overrides.
 
+mod keeping;
 mod liveness;
 mod operator;
 mod pulse;
@@ -15,10 +16,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::action::{Action, Doors, Notice};
-use super::event::{AskId, BackendKey, Event, Now, ReloadBy};
+use super::event::{AskId, BackendKey, Decision, Event, Now, ReloadBy};
 use crate::config::{Config, ConfigDiff};
 use crate::control::Reply;
 use crate::health::Verdict;
@@ -26,6 +27,7 @@ use crate::observe::LastReload;
 use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build};
 use crate::words::{Address, AdminState, BackendRef, Generation, Health};
 
+use keeping::recalled;
 use pulse::Pulse;
 pub use stop::Stage;
 
@@ -49,6 +51,8 @@ pub struct Facts {
     pub pid: u32,
     /// Its worker threads.
     pub workers: usize,
+    /// Whether what operators decide is written down.
+    pub keeps: bool,
     /// How often the service manager wants proof that everything turns; `None`: not at all.
     pub pulse: Option<Duration>,
     /// The file; `None` where there is none (`--demo`).
@@ -73,6 +77,10 @@ pub struct Supervisor {
     /// Probes under way; one of a backend that has gone may meet it come back.
     probing: BTreeSet<BackendKey>,
     overrides: BTreeMap<BackendKey, Override>,
+    /// How often they were to be written down.
+    keeping: u64,
+    /// The last time that this was done, and why it failed, where it did.
+    kept: (u64, Result<(), String>),
     reload: Option<Reload>,
     /// Who asked for a reload while one was under way.
     next_reload: VecDeque<ReloadBy>,
@@ -108,6 +116,7 @@ struct Override {
     admin: AdminState,
     by: String,
     reason: Option<String>,
+    since: SystemTime,
     until: Option<Instant>,
 }
 
@@ -126,6 +135,8 @@ struct Waiting {
     /// First every worker must have this snapshot.
     revision: Revision,
     acknowledged: bool,
+    /// And this much of what was decided must be written down.
+    kept: u64,
     /// When they are to have acknowledged.
     patience: Instant,
     then: Then,
@@ -141,8 +152,9 @@ enum Then {
 }
 
 impl Supervisor {
-    /// A supervisor before the first configuration. `seed` drives the jitter of probes.
-    pub fn new(facts: Facts, seed: u64, now: Now) -> Self {
+    /// A supervisor before the first configuration, with what operators decided in a former life. `seed` drives the
+    /// jitter of probes.
+    pub fn new(facts: Facts, decided: Vec<Decision>, seed: u64, now: Now) -> Self {
         Self {
             cells: Cells::new(facts.workers),
             facts,
@@ -155,7 +167,9 @@ impl Supervisor {
             bound: BTreeMap::new(),
             backends: BTreeMap::new(),
             probing: BTreeSet::new(),
-            overrides: BTreeMap::new(),
+            overrides: recalled(decided, now),
+            keeping: 0,
+            kept: (0, Ok(())),
             reload: None,
             next_reload: VecDeque::new(),
             last_reload: None,
@@ -186,6 +200,8 @@ impl Supervisor {
             Event::Probed(key, result) => self.probed(&key, result, now),
             Event::NotProbed(key) => self.not_probed(&key, now),
             Event::DialFailed(key) => self.dial_failed(&key, now),
+            Event::Kept(number, result) if number > self.kept.0 => self.kept = (number, result),
+            Event::Kept(..) => {}
             Event::Turned(number) => self.turned(number, out),
             Event::StopAsked => self.stop_asked(now, out),
             Event::JobKnown(job) => self.job_known(job, now, out),
@@ -200,7 +216,7 @@ impl Supervisor {
         let probing = !self.stage.is_stopping();
         let probes = self.backends.values().filter_map(|known| known.next_probe).filter(|_| probing);
         let overrides = self.overrides.values().filter_map(|o| o.until);
-        let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged) {
+        let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged && w.kept <= self.kept.0) {
             (_, false) => Some(w.patience),
             (Then::Drained { .. }, true) => Some(w.patience), // moved on at each look
             (Then::Answer(_), true) => None,
@@ -214,7 +230,7 @@ impl Supervisor {
     fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
         self.start_probes(now, out);
         self.feel_the_pulse(now, out);
-        self.end_overrides(now);
+        self.end_overrides(now, out);
         if self.publish_at.is_some_and(|at| at <= now.at) {
             self.publish(Doors::default(), out);
         }
@@ -278,7 +294,8 @@ impl Supervisor {
         }
         let patience = now.at + ACKNOWLEDGE;
         let acknowledged = self.acknowledged >= self.revision;
-        self.waiting.push(Waiting { ask, revision: self.revision, acknowledged, patience, then });
+        let (revision, kept) = (self.revision, self.keeping);
+        self.waiting.push(Waiting { ask, revision, acknowledged, kept, patience, then });
     }
 
     fn acknowledged(&mut self, revision: Revision) {
@@ -318,8 +335,11 @@ impl Supervisor {
             );
             return (waiting.patience <= now.at).then_some(Reply::TimedOut { message, left: 0 });
         }
+        if self.kept.0 < waiting.kept && now.at < waiting.patience {
+            return None;
+        }
         let (cells, deadline) = match &waiting.then {
-            Then::Answer(reply) => return Some(reply.clone()),
+            Then::Answer(reply) => return Some(self.with_what_was_kept(reply.clone(), waiting.kept)),
             Then::Drained { cells, deadline } => (cells, *deadline),
         };
         let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();

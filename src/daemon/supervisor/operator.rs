@@ -93,7 +93,7 @@ impl Supervisor {
             if admin == AdminState::Enabled {
                 self.overrides.remove(key);
             } else {
-                let o = Override { admin, by: by.clone(), reason: reason.clone(), until };
+                let o = Override { admin, by: by.clone(), reason: reason.clone(), since: now.wall, until };
                 self.overrides.insert(key.clone(), o);
             }
             self.admin_changed(key, before, now);
@@ -105,12 +105,11 @@ impl Supervisor {
                 "{before} -> {admin}"
             );
             let sessions = self.cells.backend(&key.0, &key.1).map_or(0, |cell| cell.live.count());
-            lines.push(if before == admin {
-                format!("{} was {admin} already; sessions: {sessions}", key.0)
-            } else {
-                format!("{} is {admin}; sessions: {sessions}", key.0)
-            });
+            let verb = if before == admin { ("was", " already") } else { ("is", "") };
+            let kept = if self.facts.keeps && admin != AdminState::Enabled { "; kept over restarts" } else { "" };
+            lines.push(format!("{} {} {admin}{}; sessions: {sessions}{kept}", key.0, verb.0, verb.1));
         }
+        self.keep_overrides(now, out);
         self.publish(Doors::default(), out);
         lines
     }
@@ -135,13 +134,14 @@ impl Supervisor {
     }
 
     /// Ends overrides whose time has come.
-    pub(super) fn end_overrides(&mut self, now: Now) {
+    pub(super) fn end_overrides(&mut self, now: Now, out: &mut Vec<Action>) {
         let over: Vec<(BackendKey, AdminState)> = self
             .overrides
             .iter()
             .filter(|(_, o)| o.until.is_some_and(|until| until <= now.at))
             .map(|(key, o)| (key.clone(), o.admin))
             .collect();
+        let any = !over.is_empty();
         for (key, before) in over {
             self.overrides.remove(&key);
             self.admin_changed(&key, before, now);
@@ -151,6 +151,9 @@ impl Supervisor {
                 "{before} -> enabled: its time is over"
             );
             self.publish_soon(now);
+        }
+        if any {
+            self.keep_overrides(now, out);
         }
     }
 

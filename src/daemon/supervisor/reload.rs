@@ -99,7 +99,11 @@ impl Supervisor {
             }
         }
         self.cells.settle(&config, now.micros);
+        let overrides = self.overrides.len();
         let notes = self.know(&config, now);
+        if self.overrides.len() < overrides {
+            self.keep_overrides(now, out);
+        }
         self.first.get_or_insert_with(|| config.clone());
         self.config = Some(config);
         self.generation = self.generation.next();
@@ -171,6 +175,7 @@ impl Supervisor {
             (_, ReloadBy::Start) => {
                 self.stage = Stage::Serving;
                 info!(generation = self.generation.0, "serving; {}", self.status_line());
+                notes.iter().for_each(|note| warn!("{note}"));
             }
             (ReloadResult::Applied, _) => {
                 info!(

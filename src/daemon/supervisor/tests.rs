@@ -34,12 +34,15 @@ struct Daemon {
 
 impl Daemon {
     fn serving(file: &'static str) -> Self {
-        Self::with(Facts { version: "0".into(), pid: 1, workers: 2, pulse: None, config_path: None }, file)
+        Self::with(
+            Facts { version: "0".into(), pid: 1, workers: 2, pulse: None, keeps: false, config_path: None },
+            file,
+        )
     }
 
     fn with(facts: Facts, file: &'static str) -> Self {
         let start = Instant::now();
-        let supervisor = Supervisor::new(facts, 7, now(start, start));
+        let supervisor = Supervisor::new(facts, Vec::new(), 7, now(start, start));
         let mut daemon = Self { supervisor, start, now: start, file: Ok(file), free: true, job: Some(Job::Stop) };
         daemon.on(Event::ReloadAsked(ReloadBy::Start));
         daemon.acknowledge();

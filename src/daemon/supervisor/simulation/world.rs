@@ -86,10 +86,11 @@ impl World {
             pid: 1,
             workers: WORKERS,
             pulse: Some(Duration::from_secs(3)),
+            keeps: true,
             config_path: None,
         };
         let mut world = Self {
-            supervisor: Supervisor::new(facts, seed, at(start, start)),
+            supervisor: Supervisor::new(facts, Vec::new(), seed, at(start, start)),
             chance,
             now: start,
             start,
@@ -204,6 +205,7 @@ impl World {
                 let done = self.now + self.chance.millis(spec.timeout.as_millis() as u64);
                 self.later(done, Due::Probe(key));
             }
+            Action::Keep(number, _) => self.soon(Event::Kept(number, Ok(()))),
             Action::AskTurns(number) => self.soon(Event::Turned(number)),
             Action::AskJob => {
                 let jobs = [Job::Stop, Job::Restart(Queues::Kept), Job::Restart(Queues::Lost)];

@@ -82,7 +82,10 @@ fn is_told(actions: &[Action]) -> bool {
 #[test]
 fn the_watchdog_is_fed_only_when_all_workers_have_turned() {
     let pulse = Some(Duration::from_secs(5));
-    let mut daemon = Daemon::with(Facts { version: "0".into(), pid: 1, workers: 2, pulse, config_path: None }, PATIENT);
+    let mut daemon = Daemon::with(
+        Facts { version: "0".into(), pid: 1, workers: 2, pulse, keeps: false, config_path: None },
+        PATIENT,
+    );
     assert!(is_told(&daemon.on(Event::Turned(1))), "asked for at the start");
     assert_eq!(asked_to_turn(&daemon.after(Duration::from_secs(4), Event::Tick)), None);
     assert_eq!(asked_to_turn(&daemon.after(Duration::from_secs(1), Event::Tick)), Some(2));
@@ -97,7 +100,10 @@ fn the_watchdog_is_fed_only_when_all_workers_have_turned() {
 #[test]
 fn the_watchdog_is_fed_each_second_of_a_drain_and_on_the_same_terms() {
     let pulse = Some(Duration::from_secs(5));
-    let mut daemon = Daemon::with(Facts { version: "0".into(), pid: 1, workers: 2, pulse, config_path: None }, PATIENT);
+    let mut daemon = Daemon::with(
+        Facts { version: "0".into(), pid: 1, workers: 2, pulse, keeps: false, config_path: None },
+        PATIENT,
+    );
     daemon.on(Event::Turned(1));
     daemon.hold_session();
     daemon.on(Event::StopAsked);

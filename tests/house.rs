@@ -122,8 +122,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("tokio", &["control/", "probe/", "proxy/worker.rs", "daemon/", "bin/"]),
     // Who acts logs; who is pure, but for the supervisor, has nothing to log.
     ("tracing", &["control/server.rs", "proxy/", "daemon/"]),
-    ("tracing_journald", &["daemon/logging.rs", "daemon/logging/"]),
-    ("tracing_subscriber", &["daemon/logging.rs", "daemon/logging/"]),
+    ("tracing_subscriber", &["daemon/logging.rs"]),
 ];
 
 const UNSAFE: &[&str] = &["proxy/socket.rs", "daemon/systemd.rs"];

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
 use crate::control::server::{self, Asked};
@@ -32,6 +32,7 @@ use crate::control::{Place, socket};
 use crate::probe::{ProbeError, Probed, Prober};
 use crate::proxy::{self, Limits, Outcome, Setup, Worker};
 use crate::snapshot::{Reader, Snapshot, publish_first};
+use crate::words::Happening;
 use action::Exit;
 use effects::{Effects, Source};
 use event::{AskId, BackendKey, Decision, Event, FileRead, Job, Now, ReloadBy};
@@ -114,7 +115,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     drop(effects);
     match exit {
         Exit::Stopped => {
-            info!("stopped");
+            info!(event = Happening::Stopped.as_str(), "stopped");
             Ok(())
         }
         Exit::CannotStart(why) => Err(why),
@@ -145,7 +146,11 @@ fn prepare(start: Start, logging: &logging::Logging) -> Result<Prepared, Broken>
     let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
     let serving = tokio::spawn(server::serve(door, ask_sender, server::Limits::default()));
 
-    let descriptors = proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
+    let (descriptors, refused) =
+        proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
+    if let Some(e) = refused {
+        warn!(descriptors, "the limit of descriptors cannot be raised ({e}); there will be fewer sessions");
+    }
     let workers = worker_count(start.config.process.workers);
     let limits = Arc::new(Limits::new(descriptors, start.config.process.buffer_memory));
     info!(workers, descriptors, sessions = limits.most, "lbd {} starts", env!("CARGO_PKG_VERSION"));

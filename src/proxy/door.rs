@@ -18,7 +18,7 @@ use super::serve::is_shortage;
 use super::socket;
 use super::worker::{RECOVERY, Token, Worker};
 use crate::snapshot::{Listener, Snapshot};
-use crate::words::Address;
+use crate::words::{Address, Happening};
 
 /// Clients that may wait in the kernel's queue; the kernel lowers it to net.core.somaxconn.
 pub(super) const BACKLOG: i32 = 65_535;
@@ -183,6 +183,7 @@ impl Worker {
         if !self.limits.sessions.reserve_or_wait(Some(self.limits.most)) {
             if self.limits.ran_short(self.now) {
                 warn!(
+                    event = Happening::Shortage.as_str(),
                     sessions = self.limits.most,
                     "the process has as many sessions as its descriptors allow; \
                      new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more"
@@ -221,6 +222,7 @@ impl Worker {
     pub(super) fn run_short(&mut self, e: Errno) {
         if self.limits.ran_short(self.now) {
             warn!(
+                event = Happening::Shortage.as_str(),
                 "out of resources ({}); accepting pauses until there are some; look at LimitNOFILE= (ulimit -n)",
                 e.desc()
             );

@@ -196,12 +196,14 @@ pub fn monotonic_micros() -> u64 {
     now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000 + t.tv_nsec() as u64 / 1000)
 }
 
-/// Raises the limit of descriptors to the hard one; returns it. Left as it was where the kernel refuses.
-pub fn raise_descriptor_limit() -> io::Result<u64> {
+/// Raises the limit of descriptors to the hard one; returns it. Where the kernel refuses, it is left as it was, and why
+/// is returned too.
+pub fn raise_descriptor_limit() -> io::Result<(u64, Option<io::Error>)> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
-        return Ok(hard);
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        _ if soft >= hard => Ok((soft, None)),
+        Ok(()) => Ok((hard, None)),
+        Err(refused) => Ok((soft, Some(refused.into()))),
     }
-    Ok(soft)
 }

@@ -20,7 +20,7 @@ use super::session::{KEEPALIVE_AFTER, Next, Session, State};
 use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
 use crate::snapshot::{Reader, Snapshot};
-use crate::words::{Cause, PoolName, Refusal};
+use crate::words::{Cause, Happening, PoolName, Refusal};
 
 /// Events taken at a time.
 const EVENTS: usize = 512;
@@ -424,7 +424,10 @@ impl Worker {
             }
         }
         if self.limits.recovered(now) {
-            info!("there are descriptors and places again; accepting as before");
+            info!(
+                event = Happening::ShortageOver.as_str(),
+                "there are descriptors and places again; accepting as before"
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use super::{Override, Supervisor};
 use crate::control::Reply;
 use crate::daemon::action::Action;
 use crate::daemon::event::{BackendKey, Decision, Now};
+use crate::words::Happening;
 
 /// What was decided before the start, less what has come to its end since.
 pub fn recalled(decided: Vec<Decision>, now: Now) -> BTreeMap<BackendKey, Override> {
@@ -17,11 +18,26 @@ pub fn recalled(decided: Vec<Decision>, now: Now) -> BTreeMap<BackendKey, Overri
         let (pool, name) = (backend.0.pool.to_string(), backend.0.backend.to_string());
         let left = until.map(|until| until.duration_since(now.wall).unwrap_or_default());
         if left.is_some_and(|left| left.is_zero()) {
-            info!(pool, backend = name, "{admin} -> enabled: its time was over before the start");
+            info!(
+                event = Happening::OverrideEnded.as_str(),
+                pool,
+                backend = name,
+                "{admin} -> enabled: its time was over before the start"
+            );
             continue;
         }
-        info!(pool, backend = name, by, reason = reason.as_deref().unwrap_or("-"), "{admin}, as before the start");
-        overrides.insert(backend, Override { admin, by, reason, since, until: left.map(|left| now.at + left) });
+        info!(
+            event = Happening::Override.as_str(),
+            pool,
+            backend = name,
+            by,
+            reason = reason.as_deref().unwrap_or("-"),
+            "{admin}, as before the start"
+        );
+        overrides.insert(
+            backend,
+            Override { admin, by, reason, since, drained: false, until: left.map(|left| now.at + left) },
+        );
     }
     overrides
 }

@@ -117,6 +117,8 @@ struct Override {
     by: String,
     reason: Option<String>,
     since: SystemTime,
+    /// It was told that no session is left.
+    drained: bool,
     until: Option<Instant>,
 }
 
@@ -241,6 +243,7 @@ impl Supervisor {
             if self.acknowledged >= self.revision {
                 self.cells.forget_empty();
             }
+            self.tell_of_drained();
             let status = self.status_line();
             if status != self.last_status {
                 self.last_status.clone_from(&status);

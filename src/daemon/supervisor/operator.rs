@@ -15,7 +15,7 @@ use crate::daemon::event::{AskId, BackendKey, Now, ReloadBy};
 use crate::health::Verdict;
 use crate::proxy::Sessions;
 use crate::snapshot::BackendCell;
-use crate::words::{AdminState, BackendRef};
+use crate::words::{AdminState, BackendRef, Happening};
 
 /// A decision about some backends.
 struct Decision {
@@ -93,11 +93,13 @@ impl Supervisor {
             if admin == AdminState::Enabled {
                 self.overrides.remove(key);
             } else {
-                let o = Override { admin, by: by.clone(), reason: reason.clone(), since: now.wall, until };
+                let o =
+                    Override { admin, by: by.clone(), reason: reason.clone(), since: now.wall, drained: false, until };
                 self.overrides.insert(key.clone(), o);
             }
             self.admin_changed(key, before, now);
             info!(
+                event = Happening::Override.as_str(),
                 pool = key.0.pool.as_str(),
                 backend = key.0.backend.as_str(),
                 by,
@@ -133,6 +135,17 @@ impl Supervisor {
         }
     }
 
+    /// Logs, once, that a backend taken out of service has no session left; within a second.
+    pub(super) fn tell_of_drained(&mut self) {
+        for (key, o) in self.overrides.iter_mut().filter(|(_, o)| !o.drained) {
+            if self.cells.backend(&key.0, &key.1).is_some_and(|cell| cell.live.count() == 0) {
+                o.drained = true;
+                let (pool, backend) = (key.0.pool.as_str(), key.0.backend.as_str());
+                info!(event = Happening::Drained.as_str(), pool, backend, "{}: no session is left", o.admin);
+            }
+        }
+    }
+
     /// Ends overrides whose time has come.
     pub(super) fn end_overrides(&mut self, now: Now, out: &mut Vec<Action>) {
         let over: Vec<(BackendKey, AdminState)> = self
@@ -146,6 +159,7 @@ impl Supervisor {
             self.overrides.remove(&key);
             self.admin_changed(&key, before, now);
             info!(
+                event = Happening::OverrideEnded.as_str(),
                 pool = key.0.pool.as_str(),
                 backend = key.0.backend.as_str(),
                 "{before} -> enabled: its time is over"

@@ -12,6 +12,7 @@ use crate::daemon::action::{Action, Doors, Exit, Notice};
 use crate::daemon::event::{Job, Now, Queues};
 use crate::proxy::{Sessions, Unaccepted};
 use crate::snapshot::Revision;
+use crate::words::Happening;
 
 /// How often the remaining sessions are counted.
 const LOOK: Duration = Duration::from_millis(50);
@@ -110,7 +111,12 @@ impl Supervisor {
             (Some(config), Job::Stop) => ("stopping", config.drain_timeout),
             (Some(config), Job::Restart(_)) => ("stopping for a restart", config.restart_drain),
         };
-        info!("{what}; sessions: {}, given at most {} s", self.cells.sessions(), timeout.as_secs_f32());
+        info!(
+            event = Happening::Stopping.as_str(),
+            "{what}; sessions: {}, given at most {} s",
+            self.cells.sessions(),
+            timeout.as_secs_f32()
+        );
         self.abandon_reloads(out);
         let release = std::mem::take(&mut self.bound).into_keys().collect();
         let unaccepted = match job {
@@ -126,7 +132,7 @@ impl Supervisor {
     fn cut_the_rest(&mut self, why: &str, now: Now, out: &mut Vec<Action>) {
         let sessions = self.cells.sessions();
         if sessions > 0 {
-            warn!("{why}; sessions cut: {sessions}");
+            warn!(event = Happening::SessionsCut.as_str(), "{why}; sessions cut: {sessions}");
         }
         out.push(Action::Cut(Sessions::All));
         self.stage = Stage::Cut { until: now.at + CUT, look: now.at + LOOK };

@@ -226,7 +226,7 @@ fn told(result: Result<(), proxy::Unanswered>) {
     }
 }
 
-/// Until its successor has bound them anew, clients of what finds no room in the store are refused.
+/// Where not all are kept, a restart lets go of all in order, and clients are refused until the successor has bound them anew.
 async fn warn_of_a_small_store(sockets: usize) {
     if let Some(room) = unit::store_room().await
         && room < sockets
@@ -234,8 +234,8 @@ async fn warn_of_a_small_store(sockets: usize) {
         warn!(
             sockets,
             room,
-            "systemd keeps fewer listening sockets over a restart than there are: clients of the others are refused \
-             meanwhile; raise FileDescriptorStoreMax= of the unit"
+            "systemd keeps fewer listening sockets over a restart than there are: new clients are refused meanwhile; \
+             raise FileDescriptorStoreMax= of the unit"
         );
     }
 }

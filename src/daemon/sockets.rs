@@ -40,8 +40,9 @@ struct Held {
     stored: BTreeSet<String>,
     /// A socket unit holds it as well, and goes on when we stop.
     lent: bool,
-    /// How many sockets it has, and how many of them were adopted.
-    count: usize,
+    /// How many of its sockets systemd's store is to hold.
+    ours: usize,
+    /// How many were adopted; they come first.
     adopted: usize,
 }
 
@@ -65,7 +66,7 @@ impl Sockets {
 
     /// How many sockets systemd is to keep.
     pub fn count(&self) -> usize {
-        self.held.values().filter(|held| !held.stored.is_empty()).map(|held| held.count).sum()
+        self.held.values().map(|held| held.ours).sum()
     }
 
     /// Has a socket for each worker at every address, or none at all.
@@ -102,13 +103,13 @@ impl Sockets {
             let known = self.held.values().chain(self.fresh.values().map(|(held, _)| held)).map(|held| &held.actual);
             let known: Vec<Address> = known.chain(self.inherited.iter().map(|i| &i.address)).cloned().collect();
             let Bound { address: actual, sockets } = proxy::bind(address, workers, &known)?;
-            let (stored, count) = ([store_name(address)].into(), sockets.len());
-            return Ok((Held { actual, stored, lent: false, count, adopted: 0 }, sockets));
+            let (stored, ours) = ([store_name(address)].into(), sockets.len());
+            return Ok((Held { actual, stored, lent: false, ours, adopted: 0 }, sockets));
         }
         let count = adopted.len();
         let mut stored: BTreeSet<String> = adopted.iter().map(|i| i.name.clone()).filter(|n| is_ours(n)).collect();
-        let lent = adopted.iter().any(|i| !is_ours(&i.name));
-        if lent {
+        let lent = adopted.iter().filter(|i| !is_ours(&i.name)).count();
+        if lent > 0 {
             // A reload may let go of it, and another want it again: what the socket unit holds cannot be bound anew.
             self.inherited.extend(adopted.iter().filter(|i| !is_ours(&i.name)).filter_map(|i| i.try_clone().ok()));
         }
@@ -117,7 +118,8 @@ impl Sockets {
             stored.insert(store_name(address));
         }
         info!(address = %actual, sockets = sockets.len(), adopted = count, "listening socket adopted");
-        Ok((Held { actual, stored, lent, count: sockets.len(), adopted: count }, sockets))
+        let ours = sockets.len() - lent;
+        Ok((Held { actual, stored, lent: lent > 0, ours, adopted: count }, sockets))
     }
 
     /// Whatever listens at an address already. A name says which one a port 0 has become.

@@ -13,7 +13,7 @@ use lbd::daemon::demo::{self, Tools};
 use lbd::daemon::effects::{Source, read_file};
 use lbd::daemon::event::FileRead;
 use lbd::daemon::logging::{self, Logging};
-use lbd::daemon::{self, Start};
+use lbd::daemon::{self, Start, systemd};
 use lbd::words::Address;
 
 /// EX_CONFIG of sysexits.h; the unit does not restart after it.
@@ -50,6 +50,7 @@ Signals: SIGHUP reloads; SIGTERM and SIGINT let sessions finish, then stop; a se
 Exit codes: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.";
 
 fn main() -> ExitCode {
+    let passed = systemd::passed(); // first: they are no other's descriptors yet
     let arguments = Arguments::parse();
     if arguments.demo {
         return with_logging(LogLevel::Warn, |logging| show(&arguments, logging));
@@ -71,13 +72,12 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    let start = Start {
-        config,
-        content,
-        source: Source::File(absolute(&arguments.config)),
-        control: arguments.control.map(Place::named),
-    };
-    with_logging(start.config.log.level, |logging| daemon::run(start, logging, |_| ()))
+    with_logging(config.log.level, |logging| {
+        let passed = passed.map_err(|e| format!("what systemd passes cannot be taken: {e}"))?;
+        let source = Source::File(absolute(&arguments.config));
+        let start = Start { config, content, source, control: arguments.control.map(Place::named), passed };
+        daemon::run(start, logging, |_| ())
+    })
 }
 
 /// Runs what logs, and has its last error written whatever happens.
@@ -107,7 +107,7 @@ fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> 
     let backends = demo::echo_backends(BACKENDS).map_err(|e| format!("the echo backends cannot start: {e}"))?;
     let config = demo::configuration(&backends).map_err(|_| "the demo's own configuration is wrong".to_owned())?;
     let place = arguments.control.as_ref().map_or_else(|| usual.clone(), Place::named);
-    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place) };
+    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place), passed: Vec::new() };
     daemon::run(start, logging, |ready| {
         // lbctl asks there first: a line to copy must never reach another lbd.
         let elsewhere = std::env::var_os("LBD_SOCKET").is_some() || Place::system().path.exists();

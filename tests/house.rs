@@ -83,7 +83,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("anstream", &["bin/lbctl.rs"]),
     ("arc_swap", &["snapshot/shared.rs"]),
     ("clap", &["bin/"]),
-    ("clap_complete", &["bin/lbctl.rs"]),
+    ("clap_complete", &["bin/"]),
     ("comfy_table", &["observe/table.rs"]),
     ("hdrhistogram", &["bin/lbtest/verdict.rs"]),
     ("http_body_util", &["control/client.rs", "control/server.rs", "bin/lbtest/temper.rs"]),

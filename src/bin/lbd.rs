@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 use lbd::config::{LogLevel, Problem, render};
 use lbd::control::Place;
 use lbd::daemon::demo::{self, Tools};
@@ -38,6 +39,9 @@ struct Arguments {
     /// else lbd/control.sock in the user's runtime folder]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Print a completion script for a shell, and exit
+    #[arg(long, value_name = "SHELL", exclusive = true)]
+    completions: Option<Shell>,
 }
 
 const EXAMPLES: &str = "\
@@ -52,6 +56,9 @@ Exit codes: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the conf
 fn main() -> ExitCode {
     let passed = systemd::passed(); // first: they are no other's descriptors yet
     let arguments = Arguments::parse();
+    if let Some(shell) = arguments.completions {
+        return complete(shell);
+    }
     if arguments.demo {
         return with_logging(LogLevel::Warn, |logging| show(&arguments, logging));
     }
@@ -78,6 +85,13 @@ fn main() -> ExitCode {
         let start = Start { config, content, source, control: arguments.control.map(Place::named), passed };
         daemon::run(start, logging, |_| ())
     })
+}
+
+fn complete(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "lbd", &mut script);
+    let _ = std::io::stdout().write_all(&script); // a reader that has gone wants no script
+    ExitCode::SUCCESS
 }
 
 /// Runs what logs, and has its last error written whatever happens.

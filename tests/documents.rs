@@ -128,7 +128,7 @@ fn unknown_keys(text: &str) -> Vec<String> {
     let like_a_key = |code: &&str| {
         let (name, value) = code.split_once(':').map_or((*code, None), |(name, value)| (name, Some(value)));
         let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        let is_file = [".md", ".yaml", ".rs", ".toml", ".sock"].iter().any(|end| name.ends_with(end));
+        let is_file = [".md", ".yaml", ".json", ".rs", ".toml", ".sock"].iter().any(|end| name.ends_with(end));
         name.split('.').all(plain)
             && !is_file
             && (name.contains(['_', '.']) || value.is_some_and(|v| v.is_empty() || v.starts_with(' ')))
@@ -259,4 +259,12 @@ fn what_is_not_so_is_found() {
     }
     assert_eq!(line_numbers("see main.rs:12").len(), 1);
     assert!(Path::new(env!("CARGO_BIN_EXE_lbd")).exists());
+}
+
+#[test]
+fn the_readme_has_every_event_of_the_journal() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    for happening in lbd::words::Happening::ALL {
+        assert!(readme.contains(&format!("`{}`", happening.as_str())), "{happening:?}");
+    }
 }

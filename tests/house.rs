@@ -83,7 +83,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("anstream", &["bin/lbctl.rs"]),
     ("arc_swap", &["snapshot/shared.rs"]),
     ("clap", &["bin/"]),
-    ("clap_complete", &["bin/lbctl.rs"]),
+    ("clap_complete", &["bin/"]),
     ("comfy_table", &["observe/table.rs"]),
     ("hdrhistogram", &["bin/lbtest/verdict.rs"]),
     ("http_body_util", &["control/client.rs", "control/server.rs", "bin/lbtest/temper.rs"]),
@@ -101,18 +101,28 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     // A derive on what travels or is shown.
     (
         "serde",
-        &["config/diff.rs", "config/problem.rs", "observe/", "control/reply.rs", "control/route.rs", "bin/lbtest/"],
+        &[
+            "config/diff.rs",
+            "config/problem.rs",
+            "observe/",
+            "control/reply.rs",
+            "control/route.rs",
+            "daemon/state.rs",
+            "bin/lbtest/",
+        ],
     ),
     ("serde_json", &["observe/json.rs", "bin/lbtest/report.rs"]),
     ("slab", &["proxy/worker.rs", "proxy/stock.rs"]), // the tables of sessions and of spares
-    ("socket2", &["control/socket.rs", "probe/exchange.rs", "proxy/door.rs", "bin/lbtest/servers.rs"]),
+    (
+        "socket2",
+        &["control/socket.rs", "probe/exchange.rs", "proxy/adopt.rs", "proxy/door.rs", "bin/lbtest/servers.rs"],
+    ),
     ("strsim", &["config/keys.rs"]),
     // The control plane's runtime; a worker only holds the ends of channels.
     ("tokio", &["control/", "probe/", "proxy/worker.rs", "daemon/", "bin/"]),
     // Who acts logs; who is pure, but for the supervisor, has nothing to log.
     ("tracing", &["control/server.rs", "proxy/", "daemon/"]),
-    ("tracing_journald", &["daemon/logging.rs", "daemon/logging/"]),
-    ("tracing_subscriber", &["daemon/logging.rs", "daemon/logging/"]),
+    ("tracing_subscriber", &["daemon/logging.rs"]),
 ];
 
 const UNSAFE: &[&str] = &["proxy/socket.rs", "daemon/systemd.rs"];
@@ -210,14 +220,14 @@ fn safety(file: &File) -> Vec<String> {
     if found && !lies_in(&file.name, UNSAFE) { vec!["has unsafe code".into()] } else { vec![] }
 }
 
-/// Snapshots are put in force and addresses bound in daemon/effects.rs; daemon/mod.rs makes the first, empty snapshot.
+/// Snapshots are put in force in daemon/effects.rs and addresses bound in daemon/sockets.rs; daemon/mod.rs makes the first, empty snapshot.
 fn one_hand(file: &File) -> Vec<String> {
     let mut complaints = Vec::new();
     for path in paths(&file.code) {
         let may: &[&str] = match path[..] {
             [.., "Publisher"] => &["snapshot/", "daemon/effects.rs"],
             [.., "publish_first"] => &["snapshot/", "daemon/mod.rs"],
-            [.., "proxy", "bind"] | [.., "door", "bind"] => &["proxy/", "daemon/effects.rs"],
+            [.., "proxy", "bind"] | [.., "door", "bind"] => &["proxy/", "daemon/sockets.rs"],
             _ => continue,
         };
         if !lies_in(&file.name, may) {
@@ -377,7 +387,7 @@ fn unsafe_code_and_a_second_hand_are_found() {
         &["proxy::bind(&a, 1, &[])", "use crate::snapshot::{Publisher, Reader};"],
         &["socket::bind()"],
     );
-    finds(one_hand, "daemon/effects.rs", &["publish_first(x)"], &["proxy::bind(&a, 1, &[])"]);
+    finds(one_hand, "daemon/sockets.rs", &["publish_first(x)"], &["proxy::bind(&a, 1, &[])"]);
 }
 
 #[test]

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 use lbd::config::{LogLevel, Problem, render};
 use lbd::control::Place;
 use lbd::daemon::demo::{self, Tools};
 use lbd::daemon::effects::{Source, read_file};
 use lbd::daemon::event::FileRead;
 use lbd::daemon::logging::{self, Logging};
-use lbd::daemon::{self, Start};
+use lbd::daemon::{self, Start, systemd};
 use lbd::words::Address;
 
 /// EX_CONFIG of sysexits.h; the unit does not restart after it.
@@ -38,6 +39,9 @@ struct Arguments {
     /// else lbd/control.sock in the user's runtime folder]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Print a completion script for a shell, and exit
+    #[arg(long, value_name = "SHELL", exclusive = true)]
+    completions: Option<Shell>,
 }
 
 const EXAMPLES: &str = "\
@@ -50,7 +54,11 @@ Signals: SIGHUP reloads; SIGTERM and SIGINT let sessions finish, then stop; a se
 Exit codes: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.";
 
 fn main() -> ExitCode {
+    let passed = systemd::passed(); // first: they are no other's descriptors yet
     let arguments = Arguments::parse();
+    if let Some(shell) = arguments.completions {
+        return complete(shell);
+    }
     if arguments.demo {
         return with_logging(LogLevel::Warn, |logging| show(&arguments, logging));
     }
@@ -71,13 +79,19 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    let start = Start {
-        config,
-        content,
-        source: Source::File(absolute(&arguments.config)),
-        control: arguments.control.map(Place::named),
-    };
-    with_logging(start.config.log.level, |logging| daemon::run(start, logging, |_| ()))
+    with_logging(config.log.level, |logging| {
+        let passed = passed.map_err(|e| format!("what systemd passes cannot be taken: {e}"))?;
+        let source = Source::File(absolute(&arguments.config));
+        let start = Start { config, content, source, control: arguments.control.map(Place::named), passed };
+        daemon::run(start, logging, |_| ())
+    })
+}
+
+fn complete(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "lbd", &mut script);
+    let _ = std::io::stdout().write_all(&script); // a reader that has gone wants no script
+    ExitCode::SUCCESS
 }
 
 /// Runs what logs, and has its last error written whatever happens.
@@ -107,7 +121,7 @@ fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> 
     let backends = demo::echo_backends(BACKENDS).map_err(|e| format!("the echo backends cannot start: {e}"))?;
     let config = demo::configuration(&backends).map_err(|_| "the demo's own configuration is wrong".to_owned())?;
     let place = arguments.control.as_ref().map_or_else(|| usual.clone(), Place::named);
-    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place) };
+    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place), passed: Vec::new() };
     daemon::run(start, logging, |ready| {
         // lbctl asks there first: a line to copy must never reach another lbd.
         let elsewhere = std::env::var_os("LBD_SOCKET").is_some() || Place::system().path.exists();

@@ -47,6 +47,7 @@ fn whole(r: &mut Reader, root: &Node) -> Option<Config> {
     let process = r.optional(&top, "process", process);
     let watch = r.optional(&top, "watch", Plain(boolean));
     let drain_timeout = r.optional(&top, "drain_timeout", Plain(duration(Duration::ZERO)));
+    let restart_drain = r.optional(&top, "restart_drain", Plain(duration(Duration::ZERO)));
     let removed_timeout = r.optional(&top, "removed_timeout", Plain(duration_or_never));
     let control = r.optional(&top, "control", control);
     let log = r.optional(&top, "log", log);
@@ -58,6 +59,7 @@ fn whole(r: &mut Reader, root: &Node) -> Option<Config> {
         process: process.unwrap_or(defaults::PROCESS),
         watch: watch.unwrap_or(defaults::WATCH),
         drain_timeout: drain_timeout.unwrap_or(defaults::DRAIN_TIMEOUT),
+        restart_drain: restart_drain.unwrap_or(defaults::RESTART_DRAIN),
         removed_timeout: removed_timeout.unwrap_or(defaults::REMOVED_TIMEOUT),
         control: control.unwrap_or(defaults::CONTROL),
         log: log.unwrap_or(defaults::LOG),

@@ -28,6 +28,7 @@ pub(super) const JITTER: Percent = Percent::new(10).expect("10 is at most 100");
 pub(super) const PROCESS: Process = Process { workers: Workers::Auto, buffer_memory: 32 << 20 };
 pub(super) const WATCH: bool = true;
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const RESTART_DRAIN: Duration = Duration::from_millis(500);
 pub(super) const REMOVED_TIMEOUT: Option<Duration> = None;
 pub(super) const CONTROL: Control = Control { socket: None, mode: 0o660, group: None };
 pub(super) const LOG: Log = Log { level: LogLevel::Info, connections: LogConnections::Errors };

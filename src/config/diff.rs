@@ -329,7 +329,9 @@ mod tests {
         ] {
             seen(text("", "", same, &format!("{section}: {{ {key}: {value} }}")), &format!("{section}.{key}"));
         }
-        for (key, value) in [("watch", "false"), ("drain_timeout", "5s"), ("removed_timeout", "5s")] {
+        for (key, value) in
+            [("watch", "false"), ("drain_timeout", "5s"), ("restart_drain", "5s"), ("removed_timeout", "5s")]
+        {
             seen(text("", "", same, &format!("{key}: {value}")), key);
         }
     }

@@ -65,11 +65,12 @@ pub static TOP: Keys = Keys {
         section("process", &PROCESS),
         value("watch"),
         value("drain_timeout"),
+        value("restart_drain"),
         value("removed_timeout"),
         section("control", &CONTROL),
         section("log", &LOG),
     ],
-    later: &["restart_drain", "admin"],
+    later: &["admin"],
     synonyms: &[
         ("frontends", "listeners"),
         ("frontend", "listeners"),

@@ -22,6 +22,8 @@ pub struct Config {
     pub watch: bool,
     /// The longest a graceful stop waits for sessions.
     pub drain_timeout: Duration,
+    /// The longest a restart by the service manager does: its successor is to accept soon.
+    pub restart_drain: Duration,
     /// How long sessions of removed listeners and backends may go on; `None`: for ever.
     pub removed_timeout: Option<Duration>,
     /// The operator's door.

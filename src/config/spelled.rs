@@ -88,7 +88,8 @@ pub(super) fn backend(backend: &Backend) -> Keyed {
 
 /// All that is not of a listener or a pool.
 pub(super) fn settings(config: &Config) -> Keyed {
-    let Config { listeners: _, pools: _, process, watch, drain_timeout, removed_timeout, control, log } = config;
+    let Config { listeners: _, pools: _, process, watch, drain_timeout, restart_drain, removed_timeout, control, log } =
+        config;
     let workers = match process.workers {
         Workers::Auto => "auto".into(),
         Workers::Count(count) => count.to_string(),
@@ -98,6 +99,7 @@ pub(super) fn settings(config: &Config) -> Keyed {
         ("process.buffer_memory", spell_size(process.buffer_memory)),
         ("watch", watch.to_string()),
         ("drain_timeout", spell(*drain_timeout)),
+        ("restart_drain", spell(*restart_drain)),
         ("removed_timeout", removed_timeout.map_or("never".into(), spell)),
         ("control.socket", or_none(control.socket.as_ref().map(|path| path.display()).as_ref())),
         ("control.mode", format!("{:04o}", control.mode)),

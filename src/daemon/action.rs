@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::event::{AskId, BackendKey};
+use super::event::{AskId, BackendKey, Decision};
 use crate::config::{Control, LogLevel};
 use crate::control::Reply;
-use crate::proxy::Sessions;
+use crate::proxy::{Sessions, Unaccepted};
 use crate::snapshot::Snapshot;
 use crate::words::{Address, CheckSpec};
 
@@ -23,15 +23,20 @@ pub enum Action {
     Publish {
         /// The snapshot.
         snapshot: Arc<Snapshot>,
-        /// Bound and to be accepted on.
-        listen: Vec<Address>,
-        /// To be let go.
-        release: Vec<Address>,
+        /// What changes in where clients are accepted.
+        doors: Doors,
     },
     /// End sessions now.
     Cut(Sessions),
     /// Probe a backend once; answered by `Probed` or `NotProbed`.
     Probe(BackendKey, CheckSpec),
+    /// Write the operators' decisions down, in place of those before; answered by `Kept` with this number. Only where
+    /// there is a folder to keep them in.
+    Keep(u64, Vec<Decision>),
+    /// Have every worker turn; answered by `Turned` with this number.
+    AskTurns(u64),
+    /// Find out under which job of the service manager the daemon stops; answered by `JobKnown` within a moment.
+    AskJob,
     /// Answer an operator.
     Answer(AskId, Reply),
     /// Log from this level up.
@@ -46,6 +51,17 @@ pub enum Action {
     Exit(Exit),
 }
 
+/// What changes in where clients are accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Doors {
+    /// Bound and to be accepted on.
+    pub listen: Vec<Address>,
+    /// To be let go.
+    pub release: Vec<Address>,
+    /// What becomes of those who wait where it is let go.
+    pub unaccepted: Unaccepted,
+}
+
 /// What systemd is told (sd_notify(3)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -57,7 +73,9 @@ pub enum Notice {
     Reloading,
     /// STOPPING=1, with a status.
     Stopping(String),
-    /// Still stopping: EXTEND_TIMEOUT_USEC=, and a sign of life to the watchdog.
+    /// WATCHDOG=1: the loop and all workers turn.
+    Alive,
+    /// Still stopping: EXTEND_TIMEOUT_USEC=.
     Extend(Duration, String),
 }
 

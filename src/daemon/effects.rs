@@ -1,19 +1,21 @@
 //! Performs what the supervisor decided: the only place that binds, publishes and speaks to the workers.
 //! It hardly decides anything; what comes of an action goes back as an event.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
-use super::action::{Action, Exit, Notice};
-use super::event::{AskId, BackendKey, Event, FileRead};
+use super::action::{Action, Doors, Exit, Notice};
+use super::event::{AskId, BackendKey, Event, FileRead, Job};
 use super::logging::Logging;
+use super::sockets::Sockets;
+use super::state::Keeper;
 use super::systemd::Notifier;
+use super::unit;
 use super::watch::{Timing, Watcher};
 use crate::config::Config;
 use crate::control::Reply;
@@ -61,10 +63,14 @@ pub struct Effects {
     pub seen: Vec<u8>,
     /// Operators who wait.
     pub answers: HashMap<AskId, oneshot::Sender<Reply>>,
-    /// Bound, and not yet in force.
-    pub fresh: BTreeMap<Address, Vec<OwnedFd>>,
-    /// What is bound: as asked for, and as it is.
-    pub held: BTreeMap<Address, Address>,
+    /// Where clients are accepted.
+    pub sockets: Sockets,
+    /// What writes operators' decisions down, where they are kept.
+    pub keeper: Option<Keeper>,
+    /// Where the service manager's answer comes in.
+    pub job: mpsc::Sender<Job>,
+    /// The last turn of all workers that was told of.
+    pub turned: u64,
 }
 
 impl Effects {
@@ -73,16 +79,23 @@ impl Effects {
         match action {
             Action::ReadConfig => events.push_back(Event::ConfigRead(self.read_config())),
             Action::Bind(addresses) => events.push_back(self.bind(addresses)),
-            Action::Publish { snapshot, listen, release } => {
+            Action::Publish { snapshot, doors } => {
                 let revision = snapshot.revision;
                 self.publisher.publish(snapshot);
-                self.hand_over(&listen, &release, revision);
+                self.hand_over(&doors, revision);
             }
             Action::Cut(which) => self.tell_all(|| Command::Cut(which.clone())),
             Action::Probe(key, spec) => {
                 let address = key.1.clone();
                 self.prober.start(key, address, spec);
             }
+            Action::Keep(number, decisions) => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.keep(number, decisions);
+                }
+            }
+            Action::AskTurns(number) => self.tell_all(|| Command::Turn(number)),
+            Action::AskJob => self.ask_job(events),
             Action::Answer(ask, reply) => {
                 if let Some(answer) = self.answers.remove(&ask) {
                     let _ = answer.send(reply); // the asker may have gone
@@ -126,45 +139,21 @@ impl Effects {
     }
 
     fn bind(&mut self, addresses: Vec<Address>) -> Event {
-        let mut fresh = BTreeMap::new();
-        let mut bound = BTreeMap::new();
-        let mut reasons = Vec::new();
-        let held: Vec<Address> = self.held.values().cloned().collect();
-        for address in addresses {
-            match proxy::bind(&address, self.lines.len(), &held) {
-                Ok(door) => {
-                    if matches!(address, Address::Unix(_)) && self.lines.len() > 1 {
-                        info!(address = %address, "a Unix socket cannot be shared: one worker accepts on it");
-                    }
-                    bound.insert(address.clone(), door.address);
-                    fresh.insert(address, door.sockets);
-                }
-                Err(e) => reasons.push((address, why_not_bound(&e))),
-            }
+        match self.sockets.bind(addresses, self.lines.len()) {
+            Ok(bound) => Event::Bound(bound),
+            Err(reasons) => Event::NotBound(reasons),
         }
-        if reasons.is_empty() {
-            self.held.extend(bound.clone());
-            self.fresh = fresh;
-            return Event::Bound(bound);
-        }
-        fresh.keys().for_each(remove_file_of);
-        Event::NotBound(reasons)
     }
 
     /// Gives each worker its share of the new sockets, takes the old ones away, and asks for an acknowledgement.
-    fn hand_over(&mut self, listen: &[Address], release: &[Address], revision: Revision) {
-        let mut shares: Vec<Vec<(Address, OwnedFd)>> = self.lines.iter().map(|_| Vec::new()).collect();
-        for address in listen {
-            for (share, socket) in shares.iter_mut().zip(self.fresh.remove(address).unwrap_or_default()) {
-                share.push((address.clone(), socket));
-            }
-        }
-        for address in release {
-            remove_file_of(address);
-            self.held.remove(address);
-        }
+    fn hand_over(&mut self, doors: &Doors, revision: Revision) {
+        let shares = self.sockets.hand_out(&doors.listen, self.lines.len(), &self.notifier);
+        let release = self.sockets.release(&doors.release, doors.unaccepted, &self.notifier);
         for (line, listen) in self.lines.iter().zip(shares) {
-            told(line.tell(Command::Change { listen, release: release.to_vec(), revision }));
+            told(line.tell(Command::Change { listen, release: release.clone(), revision }));
+        }
+        if !doors.listen.is_empty() && self.notifier.is_heard() {
+            tokio::spawn(warn_of_a_small_store(self.sockets.count()));
         }
     }
 
@@ -193,14 +182,29 @@ impl Effects {
             Notice::Extend(more, status) => {
                 self.notifier.extend_timeout(more);
                 self.notifier.status(&status);
-                self.notifier.watchdog();
             }
+            Notice::Alive => self.notifier.watchdog(),
         }
     }
 
     /// The oldest snapshot that a worker works by.
     pub fn acknowledged(&self) -> Revision {
         self.lines.iter().map(Line::acknowledged).min().unwrap_or_default()
+    }
+
+    /// Every worker has turned since it was asked to, where that is news.
+    pub fn turned(&mut self) -> Option<Event> {
+        let turned = self.lines.iter().map(Line::turned).min().unwrap_or_default();
+        let is_news = turned > std::mem::replace(&mut self.turned, turned);
+        is_news.then_some(Event::Turned(turned))
+    }
+
+    fn ask_job(&self, events: &mut VecDeque<Event>) {
+        if !self.notifier.is_heard() {
+            return events.push_back(Event::JobKnown(Job::Stop));
+        }
+        let (sockets, job) = (self.sockets.count(), self.job.clone());
+        tokio::spawn(async move { job.send(unit::job(sockets).await).await });
     }
 
     /// Operators who have gone before they were answered.
@@ -212,7 +216,7 @@ impl Effects {
 
     /// Leaves nothing behind in the file system.
     pub fn clear_up(&self) {
-        self.held.keys().for_each(remove_file_of);
+        self.sockets.clear_up();
     }
 }
 
@@ -222,21 +226,17 @@ fn told(result: Result<(), proxy::Unanswered>) {
     }
 }
 
-fn remove_file_of(address: &Address) {
-    if let Address::Unix(path) = address {
-        let _ = fs::remove_file(path); // it may be gone already
-    }
-}
-
-fn why_not_bound(e: &io::Error) -> String {
-    match e.kind() {
-        ErrorKind::AddrInUse => "is in use by another process; stop it or choose another port".into(),
-        ErrorKind::AddrNotAvailable => "is not an address of this machine; see `ip address`".into(),
-        ErrorKind::PermissionDenied => {
-            "is not allowed to this user; ports below 1024 need CAP_NET_BIND_SERVICE, paths a writable folder".into()
-        }
-        ErrorKind::NotFound => "is in a folder that does not exist; create it".into(),
-        _ => format!("cannot be bound: {e}"),
+/// Where not all are kept, a restart lets go of all in order, and clients are refused until the successor has bound them anew.
+async fn warn_of_a_small_store(sockets: usize) {
+    if let Some(room) = unit::store_room().await
+        && room < sockets
+    {
+        warn!(
+            sockets,
+            room,
+            "systemd keeps fewer listening sockets over a restart than there are: new clients are refused meanwhile; \
+             raise FileDescriptorStoreMax= of the unit"
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use crate::config::{Config, Problem};
 use crate::control::{Peer, Request};
 use crate::snapshot::Revision;
-use crate::words::{Address, BackendRef};
+use crate::words::{Address, AdminState, BackendRef};
 
 /// When something happened, by the three clocks that somebody asks for.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,41 @@ pub enum ReloadBy {
     Signal,
     /// `lbctl reload`, which waits for the answer.
     Operator(AskId),
+}
+
+/// What an operator has decided about a backend, as it outlives the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// About which backend.
+    pub backend: BackendKey,
+    /// What is wanted of it.
+    pub admin: AdminState,
+    /// Who decided.
+    pub by: String,
+    /// Why, in their words.
+    pub reason: Option<String>,
+    /// When.
+    pub since: SystemTime,
+    /// Until when; `None`: until it is taken back.
+    pub until: Option<SystemTime>,
+}
+
+/// Under which job of the service manager the daemon stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// It is not to come back, or nobody knows.
+    Stop,
+    /// A successor starts as soon as it has exited.
+    Restart(Queues),
+}
+
+/// What becomes of the clients that nobody has accepted when the daemon exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queues {
+    /// The service manager holds the listening sockets: the successor accepts them.
+    Kept,
+    /// They would be reset.
+    Lost,
 }
 
 /// What came of reading the file.
@@ -74,8 +109,14 @@ pub enum Event {
     NotProbed(BackendKey),
     /// A client's connect to a backend failed.
     DialFailed(BackendKey),
+    /// The operators' decisions with this number are on the disk; or why they are not.
+    Kept(u64, Result<(), String>),
+    /// Every worker has turned since it was asked to for at least this time.
+    Turned(u64),
     /// SIGTERM or SIGINT.
     StopAsked,
+    /// What the service manager has in mind, where it was asked.
+    JobKnown(Job),
     /// Some time has passed.
     Tick,
 }

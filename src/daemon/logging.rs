@@ -1,5 +1,5 @@
 //! Carries log events from whoever logs to a thread of its own that writes them: natively to journald where
-//! systemd started the process, else as lines on stderr. The queue between is bounded: who logs never waits,
+//! systemd connected stderr to it, else as lines on stderr, with priorities where systemd started the process. The queue between is bounded: who logs never waits,
 //! and what finds no room is counted and the count logged. How a record looks is up to `line` and `journal`.
 
 mod journal;
@@ -21,7 +21,7 @@ use tracing_subscriber::registry;
 
 use crate::config::LogLevel;
 use journal::Journal;
-pub use line::timestamp;
+pub use line::{moment, timestamp};
 
 /// Records that may wait to be written; of a few hundred bytes each, as a rule.
 const QUEUE: usize = 4096;
@@ -67,12 +67,24 @@ pub fn start(level: LogLevel) -> io::Result<Logging> {
             move |record: &Record| journal.write(record)
         };
         Logging::writing(level, journal, journal::write_last)?
+    } else if is_of_systemd() {
+        Logging::writing(level, || to_systemd, to_systemd)?
     } else {
         Logging::writing(level, to_stderr, |record| to_stderr()(record))?
     };
     // A second start in one process (tests) leaves the first log in place.
     let _ = tracing::dispatcher::set_global_default(dispatch);
     Ok(logging)
+}
+
+/// Whether systemd started this very process, with a stderr that is no journal: a file, or the kernel's log.
+fn is_of_systemd() -> bool {
+    let started = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    (started || std::env::var_os("NOTIFY_SOCKET").is_some()) && !io::stderr().is_terminal()
+}
+
+fn to_systemd(record: &Record) {
+    let _ = io::stderr().write_all(journal::prefixed_line(record).as_bytes());
 }
 
 fn to_stderr() -> impl FnMut(&Record) {

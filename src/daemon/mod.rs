@@ -7,20 +7,24 @@ pub mod effects;
 pub mod event;
 pub mod logging;
 pub mod signals;
+pub mod sockets;
+pub mod state;
 pub mod supervisor;
 pub mod systemd;
+pub mod unit;
 pub mod watch;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
 use crate::control::server::{self, Asked};
@@ -28,9 +32,11 @@ use crate::control::{Place, socket};
 use crate::probe::{ProbeError, Probed, Prober};
 use crate::proxy::{self, Limits, Outcome, Setup, Worker};
 use crate::snapshot::{Reader, Snapshot, publish_first};
+use crate::words::Happening;
 use action::Exit;
 use effects::{Effects, Source};
-use event::{AskId, BackendKey, Event, FileRead, Now, ReloadBy};
+use event::{AskId, BackendKey, Decision, Event, FileRead, Job, Now, ReloadBy};
+use sockets::Sockets;
 use supervisor::{Facts, Supervisor};
 
 /// Requests of operators that may wait for the supervisor.
@@ -53,6 +59,8 @@ pub struct Start {
     pub source: Source,
     /// Where the control socket is to be; wins over the file's.
     pub control: Option<Place>,
+    /// What systemd has passed to the process, with the names it has there ([`systemd::passed`]).
+    pub passed: Vec<(OwnedFd, String)>,
 }
 
 /// Why the daemon could not start or go on. Says how to mend it.
@@ -81,8 +89,8 @@ pub struct Ready<'a> {
 }
 
 async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
-    let (mut sources, mut effects, facts, serving) = prepare(start, logging)?;
-    let mut supervisor = Supervisor::new(facts, proxy::monotonic_micros(), now());
+    let Prepared { mut sources, mut effects, facts, kept, serving } = prepare(start, logging)?;
+    let mut supervisor = Supervisor::new(facts, kept, proxy::monotonic_micros(), now());
     let mut events = VecDeque::from([Event::ReloadAsked(ReloadBy::Start)]);
     let mut ready = Some(ready);
     let exit = loop {
@@ -90,32 +98,44 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
             break exit;
         }
         if let Some(ready) = ready.take() {
-            ready(&Ready { listening: &effects.held, control: effects.control.path() });
+            ready(&Ready { listening: &effects.sockets.addresses(), control: effects.control.path() });
         }
         let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + IDLE);
         events.push_back(sources.next(&mut effects, deadline).await);
+        events.extend(effects.turned());
         events.extend(effects.gone().into_iter().map(Event::AskerGone));
     };
     drop(sources); // the server writes the last answers, then returns
     effects.answers.clear(); // who waits still is told that lbd stopped
     let _ = timeout(LAST_WORDS, serving).await;
     effects.clear_up();
+    if let Some(keeper) = effects.keeper.take() {
+        keeper.finish(LAST_WORDS);
+    }
     drop(effects);
     match exit {
         Exit::Stopped => {
-            info!("stopped");
+            info!(event = Happening::Stopped.as_str(), "stopped");
             Ok(())
         }
         Exit::CannotStart(why) => Err(why),
     }
 }
 
+/// What is there before anything is in force.
+struct Prepared {
+    sources: Sources,
+    effects: Effects,
+    facts: Facts,
+    /// What operators decided before the start.
+    kept: Vec<Decision>,
+    /// The control server.
+    serving: tokio::task::JoinHandle<()>,
+}
+
 /// Takes what the process needs before there is a configuration in force: signals, the control socket, descriptors,
 /// workers. Nothing of it is seen by a client.
-fn prepare(
-    start: Start,
-    logging: &logging::Logging,
-) -> Result<(Sources, Effects, Facts, tokio::task::JoinHandle<()>), Broken> {
+fn prepare(start: Start, logging: &logging::Logging) -> Result<Prepared, Broken> {
     let kernel = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     let signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
     let place = control_place(&start);
@@ -126,7 +146,11 @@ fn prepare(
     let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
     let serving = tokio::spawn(server::serve(door, ask_sender, server::Limits::default()));
 
-    let descriptors = proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
+    let (descriptors, refused) =
+        proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
+    if let Some(e) = refused {
+        warn!(descriptors, "the limit of descriptors cannot be raised ({e}); there will be fewer sessions");
+    }
     let workers = worker_count(start.config.process.workers);
     let limits = Arc::new(Limits::new(descriptors, start.config.process.buffer_memory));
     info!(workers, descriptors, sessions = limits.most, "lbd {} starts", env!("CARGO_PKG_VERSION"));
@@ -141,24 +165,39 @@ fn prepare(
         Source::File(path) => Some(path.display().to_string()),
         Source::Demo => None,
     };
-    let facts = Facts { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), workers, config_path };
+    let notifier = systemd::Notifier::new();
+    let (job_sender, job) = mpsc::channel(1);
+    let folder = state::folder().filter(|_| config_path.is_some());
+    let (keeper, written, kept) =
+        state::keep_in(folder.as_deref()).map_err(kernel("the thread that keeps decisions cannot start"))?;
+    let facts = Facts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        workers,
+        config_path,
+        pulse: notifier.watchdog_interval(),
+        keeps: keeper.is_some(),
+    };
     let effects = Effects {
         control,
         publisher,
         lines,
         prober: Prober::new(probe_sender),
-        notifier: systemd::Notifier::new(),
+        notifier,
         logging: logging.clone(),
         first: Some(FileRead::Right(Box::new(start.config))),
         changed: changed_sender,
         watcher: None,
         seen: start.content,
         answers: HashMap::new(),
-        fresh: BTreeMap::new(),
-        held: BTreeMap::new(),
+        sockets: Sockets::new(start.passed),
+        keeper,
+        job: job_sender,
+        turned: 0,
         source: start.source,
     };
-    Ok((Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes }, effects, facts, serving))
+    let sources = Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes, job, written };
+    Ok(Prepared { sources, effects, facts, kept, serving })
 }
 
 /// Where events come from.
@@ -171,6 +210,8 @@ struct Sources {
     acknowledged: Arc<Notify>,
     probes: mpsc::Receiver<Probed<BackendKey>>,
     outcomes: mpsc::Receiver<Outcome>,
+    job: mpsc::Receiver<Job>,
+    written: state::News,
 }
 
 impl Sources {
@@ -186,6 +227,11 @@ impl Sources {
                 signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
                 signals::Asked::Stop => Event::StopAsked,
             },
+            Ok(()) = self.written.changed() => {
+                let (number, result) = self.written.borrow_and_update().clone();
+                Event::Kept(number, result)
+            }
+            Some(job) = self.job.recv() => Event::JobKnown(job),
             Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
             () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
             Some(probed) = self.probes.recv() => match probed.result {

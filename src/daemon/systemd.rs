@@ -1,10 +1,21 @@
 //! Tells systemd how the daemon is doing (sd_notify(3)). Says nothing where no NOTIFY_SOCKET is set.
-//! When to say what is the supervisor's; the one rule kept here is what each message consists of.
+//! When to say what is the supervisor's; the one rule kept here is what each message consists of. Takes what
+//! systemd passes at the start, too. One of the two files with `unsafe`.
+#![allow(unsafe_code)]
 
+use std::fmt::Write;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+use crate::words::Address;
+
+/// How the names of sockets begin that are in the store.
+const OURS: &str = "lbd-";
+/// Descriptors a message; the kernel takes 253.
+const BATCH: usize = 128;
 
 /// The service manager's ear.
 ///
@@ -51,7 +62,28 @@ impl Notifier {
         self.tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(more.as_micros()).unwrap_or(u32::MAX))]);
     }
 
-    /// The main loop turns.
+    /// Whether anybody listens.
+    pub fn is_heard(&self) -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some()
+    }
+
+    /// Puts listening sockets of an address into the store of the unit, where they survive this process. Those that are
+    /// there already stay; what finds no room is dropped without a word.
+    pub fn store(&self, name: &str, sockets: &[OwnedFd]) {
+        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        for batch in sockets.chunks(BATCH) {
+            // FDPOLL=0: or systemd takes a socket out as soon as it looks broken to it.
+            let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+            self.complain(sd_notify::notify_with_fds(&states, batch));
+        }
+    }
+
+    /// Takes everything of this name out of the store.
+    pub fn forget(&self, name: &str) {
+        self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    }
+
+    /// Every part of the process turns.
     pub fn watchdog(&self) {
         self.tell(&[NotifyState::Watchdog]);
     }
@@ -62,12 +94,57 @@ impl Notifier {
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
-        if let Err(error) = sd_notify::notify(states)
+        self.complain(sd_notify::notify(states));
+    }
+
+    fn complain(&self, told: std::io::Result<()>) {
+        if let Err(error) = told
             && !self.complained.swap(true, Ordering::Relaxed)
         {
             tracing::debug!(%error, "systemd cannot be told of the daemon's state");
         }
     }
+}
+
+/// What systemd has passed to the process: sockets of its own socket units, and what is in the store of the unit, each
+/// with its name. The variables that tell of them are taken out of the environment: who is executed in place
+/// of this process has its own.
+///
+/// To be called first of all. A second call finds nothing.
+///
+/// # Errors
+/// The variables contradict each other, or the process has threads already.
+pub fn passed() -> std::io::Result<Vec<(OwnedFd, String)>> {
+    if std::env::var_os("LISTEN_FDS").is_none() {
+        return Ok(Vec::new());
+    }
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(std::io::Error::other(
+            "descriptors that systemd passes are to be taken before a thread is started",
+        ));
+    }
+    // SAFETY: there is but this thread, as was seen; nobody else reads the environment.
+    let all = unsafe { sd_notify::listen_fds_with_names_and_unset_env() }?;
+    // SAFETY: systemd opened them for this process (LISTEN_PID was checked), and nobody else knows of them.
+    Ok(all.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
+}
+
+/// Under which name the sockets of an address are stored. A hint for people: what a socket is, it says itself.
+pub fn store_name(address: &Address) -> String {
+    let mut name = String::from(OURS);
+    for byte in address.to_string().bytes() {
+        match byte {
+            b':' => name.push('_'), // FDNAME= must not have one
+            b'_' | b'%' | 0..=b' ' | 0x7f.. => _ = write!(name, "%{byte:02x}"),
+            byte => name.push(char::from(byte)),
+        }
+    }
+    name
+}
+
+/// True of a name that [`store_name`] may have made.
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(OURS)
 }
 
 /// A line break would begin another assignment: a file name could say MAINPID=1.
@@ -151,6 +228,23 @@ mod tests {
         heard("the_watchdog_is_fed_twice_as_often_as_asked", &[("WATCHDOG_USEC", "4000000")], |systemd| {
             assert_eq!(systemd.watchdog_interval(), Some(Duration::from_secs(2)));
         });
+    }
+
+    #[test]
+    fn names_in_the_store_are_such_as_systemd_takes_and_tell_addresses_apart() {
+        for (address, name) in [
+            ("127.0.0.1:80", "lbd-127.0.0.1_80"),
+            ("[::1]:8080", "lbd-[__1]_8080"),
+            ("unix:/run/lbd/a_b.sock", "lbd-unix_/run/lbd/a%5fb.sock"),
+            ("unix:/run/ü:x", "lbd-unix_/run/%c3%bc_x"),
+        ] {
+            assert_eq!(store_name(&address.parse().unwrap()), name);
+            assert!(is_ours(name));
+        }
+        assert!(!is_ours("lbd.socket"));
+        let longest = format!("unix:/{}", "_".repeat(106));
+        // Longer than systemd's 255: it is refused there, and the socket is bound anew after a restart.
+        assert!(store_name(&longest.parse().unwrap()).len() > 255);
     }
 
     #[test]

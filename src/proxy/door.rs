@@ -13,15 +13,15 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
 
-use super::inbox::Sessions;
+use super::inbox::{Sessions, Unaccepted};
 use super::serve::is_shortage;
 use super::socket;
 use super::worker::{RECOVERY, Token, Worker};
 use crate::snapshot::{Listener, Snapshot};
-use crate::words::Address;
+use crate::words::{Address, Happening};
 
 /// Clients that may wait in the kernel's queue; the kernel lowers it to net.core.somaxconn.
-const BACKLOG: i32 = 65_535;
+pub(super) const BACKLOG: i32 = 65_535;
 /// Most accepted from a door before its sessions get their turn.
 const BATCH: u8 = 64;
 /// The first pause when descriptors run out, and the longest, in microseconds.
@@ -37,7 +37,7 @@ pub struct Bound {
     pub sockets: Vec<OwnedFd>,
 }
 
-/// Binds an address: a socket for each of `count` workers where the kernel can share it, else one.
+/// Binds an address that nobody has handed to this process: a socket for each of `count` workers where the kernel can share it, else one.
 /// `held` are the addresses that this process has bound already; one that overlaps them is shared with itself.
 ///
 /// # Errors
@@ -61,7 +61,7 @@ pub fn bind(address: &Address, count: usize, held: &[Address]) -> io::Result<Bou
     }
 }
 
-fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> {
+pub(super) fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(ip), Type::STREAM.nonblocking().cloexec(), None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
@@ -131,15 +131,22 @@ impl Worker {
         self.plan_spares();
     }
 
-    /// Accepts whoever has come, then closes: closing a socket resets what waits in its queue.
-    pub(super) fn release_door(&mut self, address: &Address) {
-        let Some(key) = self.doors.iter().find(|(_, door)| door.address == *address).map(|(key, _)| key) else {
-            return;
-        };
-        // Bounded: there are never more, and an accept that fails for ever must not keep the worker.
-        (0..BACKLOG).take_while(|_| self.accept_one(key, None) == Accepted::One).for_each(drop);
-        self.doors.remove(key);
-        self.knocked.retain(|k| *k != key);
+    /// Closes every door of an address. Closing the last descriptor of a socket resets what waits in its queue:
+    /// that is accepted first, unless somebody else holds the socket too.
+    pub(super) fn release_doors(&mut self, address: &Address, unaccepted: Unaccepted) {
+        let keys: Vec<usize> = self.doors.iter().filter(|(_, d)| d.address == *address).map(|(key, _)| key).collect();
+        for key in keys {
+            if unaccepted == Unaccepted::Accept {
+                // Bounded: there are never more, and an accept that fails for ever must not keep the worker.
+                (0..BACKLOG).take_while(|_| self.accept_one(key, None) == Accepted::One).for_each(drop);
+                // systemd may hold the socket a moment longer; nobody is to begin to wait there.
+                socket::stop_listening(&self.doors[key].socket);
+            }
+            // By itself epoll forgets a socket only when nobody holds it any more.
+            let _ = self.epoll.delete(&self.doors[key].socket);
+            self.doors.remove(key);
+            self.knocked.retain(|k| *k != key);
+        }
         self.plan_spares();
     }
 
@@ -176,6 +183,7 @@ impl Worker {
         if !self.limits.sessions.reserve_or_wait(Some(self.limits.most)) {
             if self.limits.ran_short(self.now) {
                 warn!(
+                    event = Happening::Shortage.as_str(),
                     sessions = self.limits.most,
                     "the process has as many sessions as its descriptors allow; \
                      new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more"
@@ -214,6 +222,7 @@ impl Worker {
     pub(super) fn run_short(&mut self, e: Errno) {
         if self.limits.ran_short(self.now) {
             warn!(
+                event = Happening::Shortage.as_str(),
                 "out of resources ({}); accepting pauses until there are some; look at LimitNOFILE= (ulimit -n)",
                 e.desc()
             );

@@ -21,15 +21,27 @@ pub enum Command {
     Change {
         /// Accept on these sockets. Which listener one belongs to, the snapshot says.
         listen: Vec<(Address, OwnedFd)>,
-        /// Accept what has come to these addresses so far, then close them.
-        release: Vec<Address>,
+        /// Close every socket of these addresses.
+        release: Vec<(Address, Unaccepted)>,
         /// Then say that all of it is done, and that this snapshot is in force here.
         revision: Revision,
     },
     /// End sessions now.
     Cut(Sessions),
+    /// Show that the loop turns: say this number back.
+    Turn(u64),
     /// Return from the loop.
     Park,
+}
+
+/// What becomes of the clients that wait in the kernel's queue of a socket that is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unaccepted {
+    /// They are accepted first; then the socket is dead, for whoever else holds it too.
+    #[default]
+    Accept,
+    /// They go on waiting: somebody else holds the socket, and a successor will accept them.
+    Leave,
 }
 
 /// Which sessions.
@@ -54,6 +66,7 @@ pub struct Line {
     commands: SyncSender<Command>,
     waker: Arc<EventFd>,
     acknowledged: Arc<Padded<AtomicU64>>,
+    turned: Arc<AtomicU64>,
 }
 
 /// The worker's end.
@@ -63,6 +76,7 @@ pub struct Inbox {
     /// Readable while something may have come.
     pub waker: Arc<EventFd>,
     acknowledged: Arc<Padded<AtomicU64>>,
+    turned: Arc<AtomicU64>,
 }
 
 /// Makes both ends.
@@ -73,8 +87,10 @@ pub fn line() -> nix::Result<(Line, Inbox)> {
     let (sender, receiver) = sync_channel(INBOX);
     let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
     let acknowledged = Arc::new(Padded(AtomicU64::new(0)));
-    let line = Line { commands: sender, waker: Arc::clone(&waker), acknowledged: Arc::clone(&acknowledged) };
-    Ok((line, Inbox { commands: receiver, waker, acknowledged }))
+    let turned = Arc::new(AtomicU64::new(0));
+    let inbox = Inbox { commands: receiver, waker, acknowledged, turned };
+    let (waker, acknowledged) = (Arc::clone(&inbox.waker), Arc::clone(&inbox.acknowledged));
+    Ok((Line { commands: sender, waker, acknowledged, turned: Arc::clone(&inbox.turned) }, inbox))
 }
 
 /// The worker takes no commands: it hangs or has gone.
@@ -111,6 +127,11 @@ impl Line {
     pub fn acknowledged(&self) -> Revision {
         Revision(self.acknowledged.load(SeqCst))
     }
+
+    /// The last [`Command::Turn`] that the worker has answered.
+    pub fn turned(&self) -> u64 {
+        self.turned.load(SeqCst)
+    }
 }
 
 impl Inbox {
@@ -128,5 +149,10 @@ impl Inbox {
     /// Says that everything up to this snapshot is done.
     pub fn acknowledge(&self, revision: Revision) {
         self.acknowledged.fetch_max(revision.0, SeqCst);
+    }
+
+    /// Answers [`Command::Turn`].
+    pub fn turn(&self, number: u64) {
+        self.turned.fetch_max(number, SeqCst);
     }
 }

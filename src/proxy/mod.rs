@@ -2,6 +2,7 @@
 //! sessions. No lock and no waiting for anybody on a client's path; the control plane speaks to a worker
 //! through its inbox alone.
 
+mod adopt;
 mod dial;
 mod door;
 mod inbox;
@@ -20,8 +21,9 @@ mod testing;
 mod tests;
 mod worker;
 
+pub use adopt::{Inherited, adopt};
 pub use door::{Bound, bind};
-pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unanswered, line};
+pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unaccepted, Unanswered, line};
 pub use limits::Limits;
 pub use relay::Memory;
 pub use socket::{monotonic_micros, raise_descriptor_limit};

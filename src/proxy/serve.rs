@@ -22,7 +22,7 @@ use super::spare;
 use super::worker::{Token, Worker};
 use crate::config::LogConnections;
 use crate::snapshot::{BackendCell, Listener, ListenerCell};
-use crate::words::{Address, Cause, Phase, PoolName, Refusal};
+use crate::words::{Address, Cause, Happening, Phase, PoolName, Refusal};
 
 /// The pause before a backend that has just failed this session is tried again, where there is no other.
 const AGAIN: u64 = 1_000_000;
@@ -382,6 +382,7 @@ fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
     let backend = session.backend.as_ref().map_or("-", |b| b.reference.backend.as_str());
     info!(
         target: "lbd::session",
+        event = Happening::SessionEnded.as_str(),
         listener = session.listener.name.as_str(),
         pool = session.pool.name.as_str(),
         backend,

@@ -167,6 +167,11 @@ pub fn finish_writing(fd: &OwnedFd) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
 }
 
+/// Ends the listening of a socket, whoever else holds it.
+pub fn stop_listening(fd: &OwnedFd) {
+    let _ = shutdown(fd.as_raw_fd(), Shutdown::Read); // what it does to one that listens: inet_shutdown, unix_shutdown
+}
+
 /// Makes the coming close a reset: the peer must not take a cut stream for a whole one.
 pub fn reset_on_close(fd: &OwnedFd) {
     // Fails only on a socket that is dead already.
@@ -199,12 +204,14 @@ pub fn monotonic_micros() -> u64 {
     now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000 + t.tv_nsec() as u64 / 1000)
 }
 
-/// Raises the limit of descriptors to the hard one; returns it. Left as it was where the kernel refuses.
-pub fn raise_descriptor_limit() -> io::Result<u64> {
+/// Raises the limit of descriptors to the hard one; returns it. Where the kernel refuses, it is left as it was, and why
+/// is returned too.
+pub fn raise_descriptor_limit() -> io::Result<(u64, Option<io::Error>)> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
-        return Ok(hard);
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        _ if soft >= hard => Ok((soft, None)),
+        Ok(()) => Ok((hard, None)),
+        Err(refused) => Ok((soft, Some(refused.into()))),
     }
-    Ok(soft)
 }

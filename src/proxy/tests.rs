@@ -250,7 +250,7 @@ fn a_released_door_serves_who_came_before_and_its_sessions_go_on() {
     say(&mut before, b"hello");
     let parked = rig.park();
     let mut waiting = rig.client();
-    let release = vec![rig.door.clone()];
+    let release = vec![(rig.door.clone(), super::Unaccepted::Accept)];
     rig.line.tell(Command::Change { listen: vec![], release, revision: Revision(0) }).unwrap();
     rig.run(parked);
     rig.settle();

@@ -21,7 +21,7 @@ use super::session::{KEEPALIVE_AFTER, Next, Session, State};
 use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
 use crate::snapshot::{Reader, Snapshot};
-use crate::words::{Cause, PoolName, Refusal};
+use crate::words::{Cause, Happening, PoolName, Refusal};
 
 /// Events taken at a time.
 const EVENTS: usize = 512;
@@ -44,7 +44,7 @@ pub struct Setup {
     pub limits: Arc<Limits>,
     /// Where it tells of failed dials. Full: dropped, the next one tells the same.
     pub outcomes: mpsc::Sender<Outcome>,
-    /// Rung after each acknowledgement.
+    /// Rung after each acknowledgement and each turn that was asked for.
     pub acknowledged: Arc<Notify>,
     /// Wakes the other workers.
     pub others: Vec<Arc<EventFd>>,
@@ -261,12 +261,16 @@ impl Worker {
             match command {
                 Command::Change { listen, release, revision } => {
                     listen.into_iter().for_each(|(address, socket)| self.add_door(address, socket));
-                    release.iter().for_each(|address| self.release_door(address));
+                    release.iter().for_each(|(address, unaccepted)| self.release_doors(address, *unaccepted));
                     self.bury();
                     self.inbox.acknowledge(revision);
                     self.acknowledged.notify_one();
                 }
                 Command::Cut(which) => self.cut(&which),
+                Command::Turn(number) => {
+                    self.inbox.turn(number);
+                    self.acknowledged.notify_one();
+                }
                 Command::Park => parked = true,
             }
         }
@@ -424,7 +428,10 @@ impl Worker {
             }
         }
         if self.limits.recovered(now) {
-            info!("there are descriptors and places again; accepting as before");
+            info!(
+                event = Happening::ShortageOver.as_str(),
+                "there are descriptors and places again; accepting as before"
+            );
         }
     }
 

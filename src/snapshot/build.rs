@@ -200,6 +200,7 @@ mod tests {
             process: Process { workers: Workers::Auto, buffer_memory: 1 << 25 },
             watch: true,
             drain_timeout: SECOND,
+            restart_drain: SECOND,
             removed_timeout: None,
             control: Control { socket: None, mode: 0o660, group: None },
             log: Log { level: LogLevel::Info, connections: LogConnections::Errors },

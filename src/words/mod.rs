@@ -3,6 +3,7 @@
 
 mod address;
 mod check;
+mod happening;
 mod name;
 mod network;
 mod quantity;
@@ -10,6 +11,7 @@ mod state;
 
 pub use address::{Address, AddressError};
 pub use check::CheckSpec;
+pub use happening::Happening;
 pub use name::{BackendName, BackendRef, ListenerName, NameError, PoolName};
 pub use network::{Network, NetworkError};
 pub use quantity::{Generation, Percent, Weight};

@@ -68,7 +68,8 @@ impl Lbd {
         lbd
     }
 
-    fn spawn(mut command: Command, dir: Arc<TempDir>) -> Self {
+    /// Starts this command, and waits for nothing.
+    pub fn spawn(mut command: Command, dir: Arc<TempDir>) -> Self {
         have_descriptors();
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
@@ -171,6 +172,15 @@ impl Lbd {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// One of its threads.
+    pub fn thread(&self, name: &str) -> Pid {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let mut tasks = tasks.map(|task| task.unwrap().path());
+        let found = tasks.find(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == name);
+        let number = found.unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        Pid::from_raw(number)
+    }
+
     /// Waits for its end; returns the exit code and what it said.
     pub fn end(&mut self) -> Ran {
         let status = until("lbd ends", || self.child.try_wait().unwrap());
@@ -230,7 +240,7 @@ impl Drop for Lbd {
 pub fn lbd_command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lbd"));
     command.arg("--config").arg(dir.join("lbd.yaml")).arg("--control").arg(dir.join("control.sock"));
-    command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
+    command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM").env_remove("STATE_DIRECTORY");
     command
 }
 

@@ -7,6 +7,7 @@ mod backend;
 mod client;
 mod daemon;
 mod load;
+mod manager;
 
 mod balancing;
 mod health;
@@ -15,6 +16,7 @@ mod limits;
 mod operator;
 mod proxy_protocol;
 mod proxying;
+mod service;
 mod shortage;
 mod spare;
 mod starting;

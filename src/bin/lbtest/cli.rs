@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use clap_complete::Shell;
 
 use crate::target::Target;
 use crate::temper::Mode;
@@ -18,6 +19,11 @@ pub enum Command {
     Single(Single),
     Multiple(Multiple),
     Load(Load),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 const EXAMPLES: &str = "\

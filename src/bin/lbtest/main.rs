@@ -68,6 +68,12 @@ async fn run(command: Command) -> io::Result<u8> {
             }))
         }
         Command::Multiple(args) => crowd(args.crowd, args.clients, Until::Requests(args.requests), None).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Command::command(), "lbtest", &mut script);
+            print(&String::from_utf8_lossy(&script))?;
+            Ok(0)
+        }
         Command::Load(args) => crowd(args.crowd, args.clients, Until::Elapsed(args.duration), args.rate).await,
     }
 }

@@ -1,45 +1,47 @@
-//! Hands records to journald: natively with their fields through tracing-journald, or with a priority in front
-//! through the stream that systemd made our stderr. Runs on the log's own thread, because both wait while
-//! journald stands still. Which of the two a record takes is decided here, where both are known.
+//! Hands records to journald: natively with their fields, or with a priority in front through the stream that systemd made
+//! our stderr. Runs on the log's own thread, because both wait while journald stands still. Which of the two a record
+//! takes is decided here, where both are known.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use tracing::field::Value;
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::layer::{Layered, SubscriberExt};
-use tracing_subscriber::{Registry, registry};
+use tracing::Level;
 
 use super::{Record, line};
+use crate::words::Happening;
 
-/// The most fields of an event that are handed on; `tracing` itself had this limit for long.
-const FIELDS: usize = 32;
-
+/// Where journald takes records (systemd-journald.service(8)).
+const SOCKET: &str = "/run/systemd/journal/socket";
 /// How long journald usually takes to read a line, ten times over.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// journald, where systemd connected stderr to it.
 pub(super) struct Journal {
     /// Absent where the socket does not answer: in a container that has the stream alone, say.
-    native: Option<Layered<tracing_journald::Layer, Registry>>,
+    native: Option<UnixDatagram>,
 }
 
 impl Journal {
-    /// Waits while journald stands still and its queue is full.
     pub(super) fn open() -> Self {
-        let native = tracing_journald::layer().ok().map(|layer| registry().with(set_up(layer)));
-        Self { native }
+        Self::at(Path::new(SOCKET))
     }
 
-    /// What the log itself has to say is no event, and takes the stream.
+    fn at(path: &Path) -> Self {
+        let native = UnixDatagram::unbound().and_then(|socket| socket.connect(path).map(|()| socket));
+        Self { native: native.ok() }
+    }
+
+    /// Waits while journald stands still and its queue is full.
     pub(super) fn write(&self, record: &Record) {
-        match (&self.native, record.origin) {
-            (Some(native), Some(origin)) => replay(record, origin, native),
-            _ => write_to_stream(record),
+        let sent = self.native.as_ref().is_some_and(|native| native.send(&datagram(record)).is_ok());
+        // It may have been replaced (ENOTCONN), or the record is too long for it (EMSGSIZE).
+        if !sent {
+            write_to_stream(record);
         }
     }
 }
@@ -64,52 +66,64 @@ fn write_to_stream(record: &Record) {
     let _ = io::stderr().write_all(prefixed(record).as_bytes());
 }
 
-fn set_up(layer: tracing_journald::Layer) -> tracing_journald::Layer {
-    layer.with_field_prefix(Some("LBD".into())).with_syslog_identifier("lbd".into()).with_priority_mappings(
-        PriorityMappings {
-            error: priority(Level::ERROR),
-            warn: priority(Level::WARN),
-            info: priority(Level::INFO),
-            debug: priority(Level::DEBUG),
-            trace: priority(Level::TRACE),
-        },
-    )
-}
-
-/// syslog(3). tracing-journald's own choice would make a notice of each `info`.
-fn priority(level: Level) -> Priority {
-    match level {
-        Level::ERROR => Priority::Error,
-        Level::WARN => Priority::Warning,
-        Level::INFO => Priority::Informational,
-        Level::DEBUG | Level::TRACE => Priority::Debug,
-    }
-}
-
-/// Repeats the event that a record was made of. `journalctl` shows the message alone, so the fields are in it
-/// too; by themselves they are there to be searched.
-///
-/// Goes to `to` directly: as the thread's default it would have a say in which events are let through everywhere.
-fn replay(record: &Record, origin: &'static Metadata<'static>, to: &impl Subscriber) {
-    let text = line::text(record);
-    let value = |name: &str| match name {
-        "message" => Some(&text as &dyn Value),
-        _ => record.fields.iter().find(|(n, _)| *n == name).map(|(_, value)| value as &dyn Value),
+/// A record as journald takes it (systemd.io/JOURNAL_NATIVE_PROTOCOL). `journalctl` shows the message alone, so the fields are
+/// in it too; by themselves they are there to be searched.
+fn datagram(record: &Record) -> Vec<u8> {
+    let mut all = Vec::with_capacity(512);
+    let mut put = |name: &str, value: &str| {
+        all.extend_from_slice(name.as_bytes());
+        if value.contains('\n') {
+            all.push(b'\n');
+            all.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        } else {
+            all.push(b'=');
+        }
+        all.extend_from_slice(value.as_bytes());
+        all.push(b'\n');
     };
-    let fields: Vec<_> = origin.fields().iter().collect();
-    let Some(first) = fields.first() else { return };
-    let mut values = [(first, None); FIELDS];
-    for (place, field) in values.iter_mut().zip(&fields) {
-        *place = (field, value(field.name()));
+    put("MESSAGE", &line::text(record));
+    put("PRIORITY", &priority(record.level).to_string());
+    put("SYSLOG_IDENTIFIER", "lbd");
+    if let Some(origin) = record.origin {
+        put("TARGET", origin.target());
+        if let (Some(file), Some(line)) = (origin.file(), origin.line()) {
+            put("CODE_FILE", file);
+            put("CODE_LINE", &line.to_string());
+        }
     }
-    // Not in tracing's documents, which have no other way to an event; tracing-subscriber relies on it too.
-    to.event(&Event::new(origin, &origin.fields().value_set(&values)));
+    for (name, value) in &record.fields {
+        put(&format!("LBD_{}", name.to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")), value);
+    }
+    let event = record.fields.iter().find(|(name, _)| *name == line::EVENT);
+    if let Some(happening) = event.and_then(|(_, name)| Happening::from_name(name)) {
+        put("MESSAGE_ID", happening.message_id());
+    }
+    all
+}
+
+/// syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
 }
 
 /// The priority in front of each line (sd-daemon(3)).
 fn prefixed(record: &Record) -> String {
-    let priority = char::from(priority(record.level) as u8);
-    line::text(record).lines().map(|line| format!("<{priority}>{line}\n")).collect()
+    with_priority(record.level, &line::text(record))
+}
+
+/// The same for what is no journal, which does not know the time.
+pub(super) fn prefixed_line(record: &Record) -> String {
+    with_priority(record.level, &line::of(record, false))
+}
+
+fn with_priority(level: Level, text: &str) -> String {
+    let priority = priority(level);
+    text.lines().map(|line| format!("<{priority}>{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -117,59 +131,32 @@ mod tests {
     use super::*;
     use crate::config::LogLevel;
     use crate::daemon::logging::Logging;
-    use std::sync::{Arc, Mutex};
     use std::time::SystemTime;
-    use tracing::field::{Field, Visit};
-    use tracing_subscriber::Layer;
-    use tracing_subscriber::layer::Context;
-
-    /// Stands where tracing-journald does, and keeps what it is given.
-    #[derive(Clone, Default)]
-    struct StandIn(Arc<Mutex<Vec<Given>>>);
-
-    type Given = (Level, &'static str, Option<u32>, Vec<(String, String)>);
-
-    impl<S: Subscriber> Layer<S> for StandIn {
-        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            let (mut seen, origin) = (Seen(Vec::new()), event.metadata());
-            event.record(&mut seen);
-            self.0.lock().unwrap().push((*origin.level(), origin.target(), origin.line(), seen.0));
-        }
-    }
-
-    struct Seen(Vec<(String, String)>);
-
-    impl Visit for Seen {
-        fn record_str(&mut self, field: &Field, value: &str) {
-            self.0.push((field.name().into(), value.into()));
-        }
-        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-            panic!("{field} would be quoted in the journal: {value:?}");
-        }
-    }
 
     #[test]
-    fn journald_is_given_the_event_as_it_was() {
-        let stand_in = StandIn::default();
-        let native = registry().with(stand_in.clone());
-        let write = move |r: &Record| replay(r, r.origin.unwrap(), &native);
+    fn journald_is_given_the_event_with_its_fields_and_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let journald = UnixDatagram::bind(folder.path().join("socket")).unwrap();
+        let journal = Journal::at(&folder.path().join("socket"));
+        let write = move |r: &Record| journal.write(r);
         let (log, dispatch) = Logging::writing(LogLevel::Info, || write, |_| {}).unwrap();
         let (backend, absent) = ("b\n2", None::<u64>);
         let here = line!() + 2;
         tracing::dispatcher::with_default(&dispatch, || {
-            tracing::warn!(target: "lbd::session", pool = "web", backend, bytes = 7, absent, "turned {}", "down");
+            tracing::warn!(event = "backend-down", pool = "web", backend, bytes = 7, absent, "turned {}", "down");
         });
         assert!(log.flush_within(Duration::from_secs(10)));
-        let fields = [
-            ("message", "turned down pool=web backend=\"b\\n2\" bytes=7"),
-            ("pool", "web"),
-            ("backend", "b\n2"),
-            ("bytes", "7"),
-        ];
-        let mut given = std::mem::take(&mut *stand_in.0.lock().unwrap());
-        given[0].3.sort_by_key(|(name, _)| fields.iter().position(|(n, _)| n == name));
-        let fields = fields.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
-        assert_eq!(given, [(Level::WARN, "lbd::session", Some(here), fields)]);
+        let mut room = [0; 4096];
+        let length = journald.recv(&mut room).unwrap();
+        let wanted = format!(
+            "MESSAGE=turned down pool=web backend=\"b\\n2\" bytes=7\nPRIORITY=4\nSYSLOG_IDENTIFIER=lbd\n\
+             TARGET={}\nCODE_FILE={}\nCODE_LINE={here}\nLBD_EVENT=backend-down\nLBD_POOL=web\n\
+             LBD_BACKEND\n\u{3}\0\0\0\0\0\0\0b\n2\nLBD_BYTES=7\nMESSAGE_ID={}\n",
+            module_path!(),
+            file!(),
+            Happening::BackendDown.message_id()
+        );
+        assert_eq!(String::from_utf8_lossy(&room[..length]), wanted);
     }
 
     #[test]
@@ -184,5 +171,12 @@ mod tests {
             let record = Record { at: SystemTime::UNIX_EPOCH, level, origin: None, message: "a\nb".into(), fields };
             assert_eq!(prefixed(&record), lines);
         }
+    }
+
+    #[test]
+    fn a_file_in_place_of_the_journal_gets_the_time_too() {
+        let (at, level, message) = (SystemTime::UNIX_EPOCH, Level::WARN, "a\nb".into());
+        let record = Record { at, level, origin: None, message, fields: Vec::new() };
+        assert_eq!(prefixed_line(&record), "<4>1970-01-01T00:00:00.000Z  WARN a\n<4>    b\n");
     }
 }

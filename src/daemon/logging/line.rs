@@ -8,6 +8,9 @@ use tracing::Level;
 
 use super::Record;
 
+/// The field that names a [`crate::words::Happening`]: for programs, and in no line.
+pub(super) const EVENT: &str = "event";
+
 /// The line, with its line break.
 pub(super) fn of(record: &Record, colour: bool) -> String {
     let (time, level) = (timestamp(record.at), record.level);
@@ -36,7 +39,7 @@ pub(super) fn text(record: &Record) -> String {
             c => text.push(c),
         }
     }
-    for (name, value) in &record.fields {
+    for (name, value) in record.fields.iter().filter(|(name, _)| *name != EVENT) {
         let plain = !value.is_empty() && !value.contains(|c: char| c.is_control() || matches!(c, ' ' | '"' | '='));
         // Writing to a String cannot fail.
         let _ = if plain { write!(text, " {name}={value}") } else { write!(text, " {name}={value:?}") };
@@ -47,6 +50,11 @@ pub(super) fn text(record: &Record) -> String {
 /// A time as people and journals write it, in UTC.
 pub fn timestamp(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at).map_or_else(|_| "?".into(), |at| format!("{at:.3}"))
+}
+
+/// The time that [`timestamp`] wrote.
+pub fn moment(text: &str) -> Option<SystemTime> {
+    text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }
 
 #[cfg(test)]

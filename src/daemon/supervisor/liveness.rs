@@ -9,7 +9,7 @@ use super::Supervisor;
 use crate::daemon::action::Action;
 use crate::daemon::event::{BackendKey, Now};
 use crate::health::{next_probe_in, probe_after_dial_failure};
-use crate::words::{AdminState, Health};
+use crate::words::{AdminState, Happening, Health};
 
 /// When a probe that could not be made is tried again.
 const UNABLE: Duration = Duration::from_millis(500);
@@ -55,9 +55,15 @@ impl Supervisor {
         match turned {
             None => return,
             Some(Health::Down) => {
-                warn!(pool, backend, "down: {}", known.verdict.reason().unwrap_or("no reason"));
+                warn!(
+                    event = Happening::BackendDown.as_str(),
+                    pool,
+                    backend,
+                    "down: {}",
+                    known.verdict.reason().unwrap_or("no reason")
+                );
             }
-            Some(health) => info!(pool, backend, "{health}"),
+            Some(health) => info!(event = Happening::BackendUp.as_str(), pool, backend, "{health}"),
         }
         self.publish_soon(now);
     }

@@ -2,8 +2,10 @@
 //! says when it wants to be asked again. It reads no clock, file or socket, so that a test can play any history
 //! through it. It owns the configuration in force, the cells, the verdicts and the operator's overrides.
 
+mod keeping;
 mod liveness;
 mod operator;
+mod pulse;
 mod reload;
 mod report;
 #[cfg(test)]
@@ -14,10 +16,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::action::{Action, Notice};
-use super::event::{AskId, BackendKey, Event, Now, ReloadBy};
+use super::action::{Action, Doors, Notice};
+use super::event::{AskId, BackendKey, Decision, Event, Now, ReloadBy};
 use crate::config::{Config, ConfigDiff};
 use crate::control::Reply;
 use crate::health::Verdict;
@@ -25,6 +27,8 @@ use crate::observe::LastReload;
 use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build};
 use crate::words::{Address, AdminState, BackendRef, Generation, Health};
 
+use keeping::recalled;
+use pulse::Pulse;
 pub use stop::Stage;
 
 /// Answers to operators that may be outstanding at a time; one more is refused.
@@ -47,6 +51,10 @@ pub struct Facts {
     pub pid: u32,
     /// Its worker threads.
     pub workers: usize,
+    /// Whether what operators decide is written down.
+    pub keeps: bool,
+    /// How often the service manager wants proof that everything turns; `None`: not at all.
+    pub pulse: Option<Duration>,
     /// The file; `None` where there is none (`--demo`).
     pub config_path: Option<String>,
 }
@@ -69,6 +77,10 @@ pub struct Supervisor {
     /// Probes under way; one of a backend that has gone may meet it come back.
     probing: BTreeSet<BackendKey>,
     overrides: BTreeMap<BackendKey, Override>,
+    /// How often they were to be written down.
+    keeping: u64,
+    /// The last time that this was done, and why it failed, where it did.
+    kept: (u64, Result<(), String>),
     reload: Option<Reload>,
     /// Who asked for a reload while one was under way.
     next_reload: VecDeque<ReloadBy>,
@@ -81,6 +93,9 @@ pub struct Supervisor {
     status_at: Instant,
     last_status: String,
     stage: Stage,
+    /// The service manager has been asked why the daemon is to stop.
+    job_asked: bool,
+    pulse: Pulse,
     random: u64,
 }
 
@@ -101,6 +116,9 @@ struct Override {
     admin: AdminState,
     by: String,
     reason: Option<String>,
+    since: SystemTime,
+    /// It was told that no session is left.
+    drained: bool,
     until: Option<Instant>,
 }
 
@@ -119,6 +137,8 @@ struct Waiting {
     /// First every worker must have this snapshot.
     revision: Revision,
     acknowledged: bool,
+    /// And this much of what was decided must be written down.
+    kept: u64,
     /// When they are to have acknowledged.
     patience: Instant,
     then: Then,
@@ -134,8 +154,9 @@ enum Then {
 }
 
 impl Supervisor {
-    /// A supervisor before the first configuration. `seed` drives the jitter of probes.
-    pub fn new(facts: Facts, seed: u64, now: Now) -> Self {
+    /// A supervisor before the first configuration, with what operators decided in a former life. `seed` drives the
+    /// jitter of probes.
+    pub fn new(facts: Facts, decided: Vec<Decision>, seed: u64, now: Now) -> Self {
         Self {
             cells: Cells::new(facts.workers),
             facts,
@@ -148,7 +169,9 @@ impl Supervisor {
             bound: BTreeMap::new(),
             backends: BTreeMap::new(),
             probing: BTreeSet::new(),
-            overrides: BTreeMap::new(),
+            overrides: recalled(decided, now),
+            keeping: 0,
+            kept: (0, Ok(())),
             reload: None,
             next_reload: VecDeque::new(),
             last_reload: None,
@@ -158,6 +181,8 @@ impl Supervisor {
             status_at: now.at,
             last_status: String::new(),
             stage: Stage::Starting,
+            job_asked: false,
+            pulse: Pulse::new(now),
             random: seed | 1,
         }
     }
@@ -177,7 +202,11 @@ impl Supervisor {
             Event::Probed(key, result) => self.probed(&key, result, now),
             Event::NotProbed(key) => self.not_probed(&key, now),
             Event::DialFailed(key) => self.dial_failed(&key, now),
+            Event::Kept(number, result) if number > self.kept.0 => self.kept = (number, result),
+            Event::Kept(..) => {}
+            Event::Turned(number) => self.turned(number, out),
             Event::StopAsked => self.stop_asked(now, out),
+            Event::JobKnown(job) => self.job_known(job, now, out),
             Event::Tick => {}
         }
         self.whatever_is_due(now, out);
@@ -189,21 +218,23 @@ impl Supervisor {
         let probing = !self.stage.is_stopping();
         let probes = self.backends.values().filter_map(|known| known.next_probe).filter(|_| probing);
         let overrides = self.overrides.values().filter_map(|o| o.until);
-        let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged) {
+        let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged && w.kept <= self.kept.0) {
             (_, false) => Some(w.patience),
             (Then::Drained { .. }, true) => Some(w.patience), // moved on at each look
             (Then::Answer(_), true) => None,
         });
         let status = (self.stage == Stage::Serving).then_some(self.status_at);
         let stop = self.stage.next_look();
-        probes.chain(overrides).chain(waits).chain(status).chain(stop).chain(self.publish_at).min()
+        let once = [stop, self.publish_at, self.next_pulse()].into_iter().flatten();
+        probes.chain(overrides).chain(waits).chain(status).chain(once).min()
     }
 
     fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
         self.start_probes(now, out);
-        self.end_overrides(now);
+        self.feel_the_pulse(now, out);
+        self.end_overrides(now, out);
         if self.publish_at.is_some_and(|at| at <= now.at) {
-            self.publish(Vec::new(), Vec::new(), out);
+            self.publish(Doors::default(), out);
         }
         self.answer_waiting(now, out);
         self.go_on_stopping(now, out);
@@ -212,6 +243,7 @@ impl Supervisor {
             if self.acknowledged >= self.revision {
                 self.cells.forget_empty();
             }
+            self.tell_of_drained();
             let status = self.status_line();
             if status != self.last_status {
                 self.last_status.clone_from(&status);
@@ -221,14 +253,14 @@ impl Supervisor {
     }
 
     /// Builds the snapshot of how things stand and puts it in force.
-    fn publish(&mut self, listen: Vec<Address>, release: Vec<Address>, out: &mut Vec<Action>) {
+    fn publish(&mut self, doors: Doors, out: &mut Vec<Action>) {
         self.publish_at = None;
         let Some(config) = &self.config else { return };
         self.revision.0 += 1;
         let facts = |cell: &BackendCell| self.facts_of(cell);
         let numbers = (self.generation, self.revision);
         self.snapshot = Arc::new(build(numbers, config, &self.cells, facts, Some(&self.snapshot)));
-        out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), listen, release });
+        out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), doors });
     }
 
     /// The same, within a moment, together with whatever else changes until then.
@@ -265,7 +297,8 @@ impl Supervisor {
         }
         let patience = now.at + ACKNOWLEDGE;
         let acknowledged = self.acknowledged >= self.revision;
-        self.waiting.push(Waiting { ask, revision: self.revision, acknowledged, patience, then });
+        let (revision, kept) = (self.revision, self.keeping);
+        self.waiting.push(Waiting { ask, revision, acknowledged, kept, patience, then });
     }
 
     fn acknowledged(&mut self, revision: Revision) {
@@ -305,8 +338,11 @@ impl Supervisor {
             );
             return (waiting.patience <= now.at).then_some(Reply::TimedOut { message, left: 0 });
         }
+        if self.kept.0 < waiting.kept && now.at < waiting.patience {
+            return None;
+        }
         let (cells, deadline) = match &waiting.then {
-            Then::Answer(reply) => return Some(reply.clone()),
+            Then::Answer(reply) => return Some(self.with_what_was_kept(reply.clone(), waiting.kept)),
             Then::Drained { cells, deadline } => (cells, *deadline),
         };
         let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();

@@ -10,12 +10,12 @@ use tracing::info;
 use super::{Override, Supervisor, Then};
 use crate::config::nearest;
 use crate::control::{LiveSessions, Peer, Pools, Reply, Request, ShutdownMode, Target};
-use crate::daemon::action::Action;
+use crate::daemon::action::{Action, Doors};
 use crate::daemon::event::{AskId, BackendKey, Now, ReloadBy};
 use crate::health::Verdict;
 use crate::proxy::Sessions;
 use crate::snapshot::BackendCell;
-use crate::words::{AdminState, BackendRef};
+use crate::words::{AdminState, BackendRef, Happening};
 
 /// A decision about some backends.
 struct Decision {
@@ -58,7 +58,7 @@ impl Supervisor {
                 if live == LiveSessions::Close {
                     out.extend(self.cells_of(&keys).into_iter().map(|cell| Action::Cut(Sessions::Of(cell))));
                     // What the answer waits for must come after the cut in the workers' inboxes.
-                    self.publish(Vec::new(), Vec::new(), out);
+                    self.publish(Doors::default(), out);
                 }
                 let then = self.changed(lines);
                 self.answer_when_known(ask, then, now, out);
@@ -69,7 +69,7 @@ impl Supervisor {
                 match mode {
                     ShutdownMode::Now => self.stop_at_once(now, out),
                     ShutdownMode::Graceful if self.stage.is_stopping() => {}
-                    ShutdownMode::Graceful => self.stop_asked(now, out),
+                    ShutdownMode::Graceful => self.stop_in_order(now, out),
                 }
             }
         }
@@ -93,11 +93,13 @@ impl Supervisor {
             if admin == AdminState::Enabled {
                 self.overrides.remove(key);
             } else {
-                let o = Override { admin, by: by.clone(), reason: reason.clone(), until };
+                let o =
+                    Override { admin, by: by.clone(), reason: reason.clone(), since: now.wall, drained: false, until };
                 self.overrides.insert(key.clone(), o);
             }
             self.admin_changed(key, before, now);
             info!(
+                event = Happening::Override.as_str(),
                 pool = key.0.pool.as_str(),
                 backend = key.0.backend.as_str(),
                 by,
@@ -105,13 +107,12 @@ impl Supervisor {
                 "{before} -> {admin}"
             );
             let sessions = self.cells.backend(&key.0, &key.1).map_or(0, |cell| cell.live.count());
-            lines.push(if before == admin {
-                format!("{} was {admin} already; sessions: {sessions}", key.0)
-            } else {
-                format!("{} is {admin}; sessions: {sessions}", key.0)
-            });
+            let verb = if before == admin { ("was", " already") } else { ("is", "") };
+            let kept = if self.facts.keeps && admin != AdminState::Enabled { "; kept over restarts" } else { "" };
+            lines.push(format!("{} {} {admin}{}; sessions: {sessions}{kept}", key.0, verb.0, verb.1));
         }
-        self.publish(Vec::new(), Vec::new(), out);
+        self.keep_overrides(now, out);
+        self.publish(Doors::default(), out);
         lines
     }
 
@@ -134,23 +135,39 @@ impl Supervisor {
         }
     }
 
+    /// Logs, once, that a backend taken out of service has no session left; within a second.
+    pub(super) fn tell_of_drained(&mut self) {
+        for (key, o) in self.overrides.iter_mut().filter(|(_, o)| !o.drained) {
+            if self.cells.backend(&key.0, &key.1).is_some_and(|cell| cell.live.count() == 0) {
+                o.drained = true;
+                let (pool, backend) = (key.0.pool.as_str(), key.0.backend.as_str());
+                info!(event = Happening::Drained.as_str(), pool, backend, "{}: no session is left", o.admin);
+            }
+        }
+    }
+
     /// Ends overrides whose time has come.
-    pub(super) fn end_overrides(&mut self, now: Now) {
+    pub(super) fn end_overrides(&mut self, now: Now, out: &mut Vec<Action>) {
         let over: Vec<(BackendKey, AdminState)> = self
             .overrides
             .iter()
             .filter(|(_, o)| o.until.is_some_and(|until| until <= now.at))
             .map(|(key, o)| (key.clone(), o.admin))
             .collect();
+        let any = !over.is_empty();
         for (key, before) in over {
             self.overrides.remove(&key);
             self.admin_changed(&key, before, now);
             info!(
+                event = Happening::OverrideEnded.as_str(),
                 pool = key.0.pool.as_str(),
                 backend = key.0.backend.as_str(),
                 "{before} -> enabled: its time is over"
             );
             self.publish_soon(now);
+        }
+        if any {
+            self.keep_overrides(now, out);
         }
     }
 

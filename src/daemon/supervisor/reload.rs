@@ -8,12 +8,12 @@ use tracing::{error, info, warn};
 use super::{Known, Reload, Stage, Supervisor, Then};
 use crate::config::{Config, ConfigDiff, Problem};
 use crate::control::{ProblemLine, ReloadOutcome, Reply};
-use crate::daemon::action::{Action, Exit, Notice};
+use crate::daemon::action::{Action, Doors, Exit, Notice};
 use crate::daemon::event::{BackendKey, FileRead, Now, ReloadBy};
 use crate::daemon::logging::timestamp;
 use crate::health::{Verdict, first_probe_in};
 use crate::observe::{LastReload, ReloadAsker, ReloadResult};
-use crate::words::{Address, BackendRef};
+use crate::words::{Address, BackendRef, Happening};
 
 const STOPPING: &str = "lbd is stopping; nothing was changed";
 
@@ -67,11 +67,10 @@ impl Supervisor {
 
     pub(super) fn not_bound(&mut self, reasons: Vec<(Address, String)>, now: Now, out: &mut Vec<Action>) {
         let Some(Reload { config: Some((config, _)), .. }) = &self.reload else { return };
-        let owner = |address: &Address| {
-            config.listeners.iter().find(|(_, l)| l.bind.contains(address)).map_or("?", |(name, _)| name.as_str())
-        };
-        let texts: Vec<String> =
-            reasons.iter().map(|(address, why)| format!("listeners.{}: {address} {why}", owner(address))).collect();
+        let texts: Vec<String> = reasons
+            .iter()
+            .map(|(address, why)| format!("listeners.{}: {address} {why}", owner(config, address)))
+            .collect();
         self.refuse_reload(&texts.join("\n"), Vec::new(), now, out);
     }
 
@@ -79,7 +78,7 @@ impl Supervisor {
     pub(super) fn bound(&mut self, bound: BTreeMap<Address, Address>, now: Now, out: &mut Vec<Action>) {
         let Some((config, diff)) = self.reload.as_mut().and_then(|reload| reload.config.take()) else { return };
         for (asked, got) in &bound {
-            info!(address = %got, asked = %asked, "listening");
+            info!(listener = owner(&config, asked), address = %got, asked = %asked, "listening");
         }
         let listen: Vec<Address> = bound.keys().cloned().collect();
         self.bound.extend(bound);
@@ -99,11 +98,15 @@ impl Supervisor {
             }
         }
         self.cells.settle(&config, now.micros);
+        let overrides = self.overrides.len();
         let notes = self.know(&config, now);
+        if self.overrides.len() < overrides {
+            self.keep_overrides(now, out);
+        }
         self.first.get_or_insert_with(|| config.clone());
         self.config = Some(config);
         self.generation = self.generation.next();
-        self.publish(listen, release, out);
+        self.publish(Doors { listen, release, ..Doors::default() }, out);
         self.finish_reload(ReloadResult::Applied, diff.summary(), notes, now, out);
     }
 
@@ -170,10 +173,17 @@ impl Supervisor {
         match (result, by) {
             (_, ReloadBy::Start) => {
                 self.stage = Stage::Serving;
-                info!(generation = self.generation.0, "serving; {}", self.status_line());
+                info!(
+                    event = Happening::Started.as_str(),
+                    generation = self.generation.0,
+                    "serving; {}",
+                    self.status_line()
+                );
+                notes.iter().for_each(|note| warn!("{note}"));
             }
             (ReloadResult::Applied, _) => {
                 info!(
+                    event = Happening::ReloadApplied.as_str(),
                     generation = self.generation.0,
                     by = spelled(by),
                     "configuration applied: {}",
@@ -201,8 +211,13 @@ impl Supervisor {
             lines.iter().for_each(|line| text.push_str(&format!("\n{line}")));
             return out.push(Action::Exit(Exit::CannotStart(text)));
         }
-        error!(generation = self.generation.0, by = spelled(by), "configuration refused: {why}");
-        lines.iter().for_each(|line| error!("{line}"));
+        error!(
+            event = Happening::ReloadRefused.as_str(),
+            generation = self.generation.0,
+            by = spelled(by),
+            "configuration refused: {why}"
+        );
+        lines.iter().for_each(|line| error!(event = Happening::ReloadRefused.as_str(), "{line}"));
         self.note_reload(by, ReloadResult::Refused, if lines.is_empty() { vec![why.to_owned()] } else { lines }, now);
         if let ReloadBy::Operator(ask) = by {
             out.push(Action::Answer(ask, Reply::Refused { message: why.to_owned(), problems }));
@@ -242,6 +257,11 @@ impl Supervisor {
         let (at, generation) = (timestamp(now.wall), self.generation.0);
         self.last_reload = Some((LastReload { at, seconds_ago: 0, by, result, generation, problems }, now.at));
     }
+}
+
+/// The name of the listener that has an address.
+fn owner<'a>(config: &'a Config, address: &Address) -> &'a str {
+    config.listeners.iter().find(|(_, l)| l.bind.contains(address)).map_or("?", |(name, _)| name.as_str())
 }
 
 fn addresses(config: &Config) -> impl Iterator<Item = &Address> {

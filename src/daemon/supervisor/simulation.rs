@@ -124,7 +124,8 @@ fn settle(world: &mut World) {
 }
 
 fn stop(world: &mut World) {
-    let patience = world.supervisor.config.as_ref().map_or(Duration::ZERO, |c| c.drain_timeout);
+    // A reload may still come in between the signal and the answer to what it is for.
+    let patience = Duration::from_secs(30);
     let end = world.now + patience + Duration::from_secs(2);
     if world.chance.happens(50) {
         world.happen(Event::StopAsked);

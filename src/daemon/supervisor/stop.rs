@@ -1,5 +1,6 @@
 //! A graceful stop: let go of the doors, let sessions finish within `drain_timeout`, cut the rest, leave.
-//! Asked a second time, it leaves at once.
+//! Asked a second time, it leaves at once. Where the service manager only restarts the daemon, sessions have
+//! `restart_drain` instead, and who has not been accepted waits for the successor.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,11 @@ use tracing::{info, warn};
 
 use super::Supervisor;
 use crate::control::Reply;
-use crate::daemon::action::{Action, Exit, Notice};
-use crate::daemon::event::Now;
-use crate::proxy::Sessions;
+use crate::daemon::action::{Action, Doors, Exit, Notice};
+use crate::daemon::event::{Job, Now, Queues};
+use crate::proxy::{Sessions, Unaccepted};
 use crate::snapshot::Revision;
+use crate::words::Happening;
 
 /// How often the remaining sessions are counted.
 const LOOK: Duration = Duration::from_millis(50);
@@ -35,6 +37,8 @@ pub enum Stage {
         look: Instant,
         /// When systemd is told again.
         tell: Instant,
+        /// What it stops for.
+        job: Job,
         /// The snapshot with which the workers let go of their doors.
         from: Revision,
     },
@@ -65,16 +69,35 @@ impl Stage {
 impl Supervisor {
     pub(super) fn stop_asked(&mut self, now: Now, out: &mut Vec<Action>) {
         match self.stage {
-            Stage::Serving => self.start_draining(now, out),
+            Stage::Serving if !self.job_asked => {
+                self.job_asked = true;
+                out.push(Action::AskJob);
+            }
+            Stage::Serving => self.stop_at_once(now, out),
             Stage::Draining { .. } => self.cut_the_rest("asked to stop at once", now, out),
             Stage::Starting | Stage::Cut { .. } => self.stage = Stage::Cut { until: now.at, look: now.at },
+        }
+    }
+
+    /// The answer to why. It serves as before until then.
+    pub(super) fn job_known(&mut self, job: Job, now: Now, out: &mut Vec<Action>) {
+        if self.stage == Stage::Serving {
+            self.start_draining(job, now, out);
+        }
+    }
+
+    /// Without asking why.
+    pub(super) fn stop_in_order(&mut self, now: Now, out: &mut Vec<Action>) {
+        match self.stage {
+            Stage::Serving => self.start_draining(Job::Stop, now, out),
+            _ => self.stop_asked(now, out),
         }
     }
 
     /// The same as asking twice, once.
     pub(super) fn stop_at_once(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.stage == Stage::Serving {
-            self.start_draining(now, out); // a door left open would take clients in, only to be cut
+            self.start_draining(Job::Stop, now, out); // a door left open would take clients in, only to be cut
         }
         match self.stage {
             Stage::Cut { .. } => self.stop_asked(now, out),
@@ -82,21 +105,34 @@ impl Supervisor {
         }
     }
 
-    fn start_draining(&mut self, now: Now, out: &mut Vec<Action>) {
-        let timeout = self.config.as_ref().map_or(Duration::ZERO, |config| config.drain_timeout);
-        info!("stopping; sessions: {}, given at most {} s", self.cells.sessions(), timeout.as_secs_f32());
+    fn start_draining(&mut self, job: Job, now: Now, out: &mut Vec<Action>) {
+        let (what, timeout) = match (&self.config, job) {
+            (None, _) => ("stopping", Duration::ZERO),
+            (Some(config), Job::Stop) => ("stopping", config.drain_timeout),
+            (Some(config), Job::Restart(_)) => ("stopping for a restart", config.restart_drain),
+        };
+        info!(
+            event = Happening::Stopping.as_str(),
+            "{what}; sessions: {}, given at most {} s",
+            self.cells.sessions(),
+            timeout.as_secs_f32()
+        );
         self.abandon_reloads(out);
         let release = std::mem::take(&mut self.bound).into_keys().collect();
-        self.publish(Vec::new(), release, out);
+        let unaccepted = match job {
+            Job::Restart(Queues::Kept) => Unaccepted::Leave,
+            Job::Restart(Queues::Lost) | Job::Stop => Unaccepted::Accept,
+        };
+        self.publish(Doors { release, unaccepted, ..Doors::default() }, out);
         let from = self.revision;
-        self.stage = Stage::Draining { until: now.at + timeout, look: now.at, tell: now.at + TELL, from };
+        self.stage = Stage::Draining { until: now.at + timeout, look: now.at, tell: now.at + TELL, job, from };
         out.push(Action::Notify(Notice::Stopping(self.status_line())));
     }
 
     fn cut_the_rest(&mut self, why: &str, now: Now, out: &mut Vec<Action>) {
         let sessions = self.cells.sessions();
         if sessions > 0 {
-            warn!("{why}; sessions cut: {sessions}");
+            warn!(event = Happening::SessionsCut.as_str(), "{why}; sessions cut: {sessions}");
         }
         out.push(Action::Cut(Sessions::All));
         self.stage = Stage::Cut { until: now.at + CUT, look: now.at + LOOK };
@@ -110,7 +146,13 @@ impl Supervisor {
                 info!("every session has ended");
                 self.leave(out);
             }
-            Stage::Draining { until, .. } if *until <= now.at => self.cut_the_rest("drain_timeout is over", now, out),
+            Stage::Draining { until, job, .. } if *until <= now.at => {
+                let over = match job {
+                    Job::Stop => "drain_timeout is over",
+                    Job::Restart(_) => "restart_drain is over",
+                };
+                self.cut_the_rest(over, now, out);
+            }
             Stage::Draining { look, tell, .. } => {
                 let told = *tell <= now.at;
                 if told {

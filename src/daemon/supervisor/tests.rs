@@ -1,12 +1,14 @@
 //! Single histories of the supervisor, named after what they promise or after what once went wrong.
 
+mod service;
+
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Facts, Supervisor};
 use crate::config::Config;
 use crate::control::{Peer, Pools, Reply, Request, ShutdownMode, Target, Wait};
 use crate::daemon::action::{Action, Exit, Notice};
-use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Now, ReloadBy};
+use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Job, Now, ReloadBy};
 use crate::words::{Address, AdminState};
 
 const CHECKED: &str = "listeners: { web: { bind: 127.0.0.1:8080, pool: web } }
@@ -26,14 +28,22 @@ struct Daemon {
     now: Instant,
     file: Result<&'static str, &'static str>,
     free: bool,
+    /// What the service manager answers; `None`: it is asked in vain for now.
+    job: Option<Job>,
 }
 
 impl Daemon {
     fn serving(file: &'static str) -> Self {
+        Self::with(
+            Facts { version: "0".into(), pid: 1, workers: 2, pulse: None, keeps: false, config_path: None },
+            file,
+        )
+    }
+
+    fn with(facts: Facts, file: &'static str) -> Self {
         let start = Instant::now();
-        let facts = Facts { version: "0".into(), pid: 1, workers: 2, config_path: None };
-        let supervisor = Supervisor::new(facts, 7, now(start, start));
-        let mut daemon = Self { supervisor, start, now: start, file: Ok(file), free: true };
+        let supervisor = Supervisor::new(facts, Vec::new(), 7, now(start, start));
+        let mut daemon = Self { supervisor, start, now: start, file: Ok(file), free: true, job: Some(Job::Stop) };
         daemon.on(Event::ReloadAsked(ReloadBy::Start));
         daemon.acknowledge();
         daemon
@@ -56,6 +66,7 @@ impl Daemon {
                     Action::Bind(addresses) => {
                         events.push(Event::NotBound(vec![(addresses[0].clone(), "is in use".into())]));
                     }
+                    Action::AskJob => events.extend(self.job.map(Event::JobKnown)),
                     _ => {}
                 }
                 done.push(action);
@@ -147,7 +158,7 @@ fn a_stop_at_once_lets_go_of_the_doors_and_does_not_last_however_often_it_is_ask
     let asked = daemon.ask(1, Request::Shutdown { mode: ShutdownMode::Now });
     let door: Address = "127.0.0.1:8080".parse().unwrap();
     assert!(
-        asked.iter().any(|a| matches!(a, Action::Publish { release, .. } if *release == [door.clone()])),
+        asked.iter().any(|a| matches!(a, Action::Publish { doors, .. } if doors.release == [door.clone()])),
         "{asked:?}"
     );
     assert!(asked.iter().any(|a| matches!(a, Action::Notify(Notice::Stopping(_)))), "{asked:?}");

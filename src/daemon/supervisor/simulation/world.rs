@@ -9,8 +9,8 @@ use super::chance::{Chance, a_config};
 use super::laws;
 use crate::config::{Config, Problem};
 use crate::control::{Peer, Reply, Request};
-use crate::daemon::action::{Action, Exit, Notice};
-use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Now, ReloadBy};
+use crate::daemon::action::{Action, Doors, Exit, Notice};
+use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Job, Now, Queues, ReloadBy};
 use crate::daemon::supervisor::{Facts, Supervisor, Then};
 use crate::proxy::Sessions;
 use crate::snapshot::{BackendCell, ListenerCell, Revision, Snapshot};
@@ -81,9 +81,16 @@ impl World {
     pub fn new(seed: u64, traced: bool) -> Self {
         let mut chance = Chance::new(seed);
         let (start, file) = (Instant::now(), File::Right(Box::new(a_config(&mut chance))));
-        let facts = Facts { version: "0".into(), pid: 1, workers: WORKERS, config_path: None };
+        let facts = Facts {
+            version: "0".into(),
+            pid: 1,
+            workers: WORKERS,
+            pulse: Some(Duration::from_secs(3)),
+            keeps: true,
+            config_path: None,
+        };
         let mut world = Self {
-            supervisor: Supervisor::new(facts, seed, at(start, start)),
+            supervisor: Supervisor::new(facts, Vec::new(), seed, at(start, start)),
             chance,
             now: start,
             start,
@@ -141,7 +148,7 @@ impl World {
     fn perform(&mut self, action: Action, before: &laws::Before) {
         if let Some(trace) = &mut self.trace {
             let what: String = match &action {
-                Action::Publish { snapshot, listen, release } => {
+                Action::Publish { snapshot, doors: Doors { listen, release, .. } } => {
                     format!("publish {:?} {:?} +{listen:?} -{release:?}", snapshot.generation, snapshot.revision)
                 }
                 other => format!("{other:?}").chars().take(160).collect(),
@@ -170,7 +177,7 @@ impl World {
                 self.fresh = addresses.into_iter().map(|a| (a.clone(), a)).collect();
                 self.soon(Event::Bound(self.fresh.clone()));
             }
-            Action::Publish { snapshot, listen, release } => {
+            Action::Publish { snapshot, doors: Doors { listen, release, .. } } => {
                 laws::a_snapshot_follows(self, self.published.last().expect("there is a first"), &snapshot);
                 for address in &listen {
                     assert!(self.fresh.remove(address).is_some(), "{address} is bound before it is accepted on");
@@ -197,6 +204,13 @@ impl World {
                 assert!(self.probes.insert(key.clone()), "two probes of {key:?} at a time");
                 let done = self.now + self.chance.millis(spec.timeout.as_millis() as u64);
                 self.later(done, Due::Probe(key));
+            }
+            Action::Keep(number, _) => self.soon(Event::Kept(number, Ok(()))),
+            Action::AskTurns(number) => self.soon(Event::Turned(number)),
+            Action::AskJob => {
+                let jobs = [Job::Stop, Job::Restart(Queues::Kept), Job::Restart(Queues::Lost)];
+                let job = self.chance.one_of(&jobs);
+                self.soon(Event::JobKnown(job));
             }
             Action::Answer(ask, reply) => self.answered(ask, &reply),
             Action::Notify(Notice::Reloading) => self.reloading = true,

@@ -1,0 +1,225 @@
+//! The listening sockets of the process, from where they come to where they go: bound here or left by a predecessor,
+//! shared out among the workers, kept in systemd's store, let go. What a worker does with one is `proxy`'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+
+use tracing::{info, warn};
+
+use super::systemd::{Notifier, is_ours, store_name};
+use crate::proxy::{self, Bound, Inherited, Unaccepted};
+use crate::words::Address;
+
+/// The sockets of each worker, with the addresses they were asked for.
+pub type Shares = Vec<Vec<(Address, OwnedFd)>>;
+
+/// All of them but those that workers have.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// Handed to the process, and of no address that it was asked for so far.
+    inherited: Vec<Inherited>,
+    /// Bound, and not yet in force.
+    fresh: BTreeMap<Address, (Held, Vec<OwnedFd>)>,
+    /// In force, as asked for.
+    held: BTreeMap<Address, Held>,
+    /// What nobody wants was let go.
+    tidied: bool,
+    /// Which worker gets the next socket that is the only one of its address.
+    turn: usize,
+}
+
+/// What is known of an address once it is bound.
+#[derive(Debug)]
+struct Held {
+    /// As it is: a port 0 has become a number.
+    actual: Address,
+    /// Under which names its sockets are in systemd's store.
+    stored: BTreeSet<String>,
+    /// A socket unit holds it as well, and goes on when we stop.
+    lent: bool,
+    /// How many of its sockets systemd's store is to hold.
+    ours: usize,
+    /// How many were adopted; they come first.
+    adopted: usize,
+}
+
+impl Sockets {
+    /// What was passed to the process, as far as it listens.
+    pub fn new(passed: Vec<(OwnedFd, String)>) -> Self {
+        let inherited = passed.into_iter().filter_map(|(socket, name)| {
+            let it = Inherited::of(socket, name.clone());
+            if it.is_none() {
+                warn!(name, "a descriptor was passed that is no listening stream socket; it is closed");
+            }
+            it
+        });
+        Self { inherited: inherited.collect(), ..Self::default() }
+    }
+
+    /// The addresses in force: as asked for, and as they are.
+    pub fn addresses(&self) -> BTreeMap<Address, Address> {
+        self.held.iter().map(|(asked, held)| (asked.clone(), held.actual.clone())).collect()
+    }
+
+    /// How many sockets systemd is to keep.
+    pub fn count(&self) -> usize {
+        self.held.values().map(|held| held.ours).sum()
+    }
+
+    /// Has a socket for each worker at every address, or none at all.
+    ///
+    /// # Errors
+    /// Each address that cannot be bound, with the reason and how to mend it.
+    pub fn bind(
+        &mut self,
+        addresses: Vec<Address>,
+        workers: usize,
+    ) -> Result<BTreeMap<Address, Address>, Vec<(Address, String)>> {
+        let mut reasons = Vec::new();
+        for address in addresses {
+            match self.acquire(&address, workers) {
+                Ok(got) => drop(self.fresh.insert(address, got)),
+                Err(e) => reasons.push((address, why_not_bound(&e))),
+            }
+        }
+        if reasons.is_empty() {
+            return Ok(self.fresh.iter().map(|(asked, (held, _))| (asked.clone(), held.actual.clone())).collect());
+        }
+        for (address, (held, _)) in std::mem::take(&mut self.fresh) {
+            if held.adopted == 0 {
+                remove_file_of(&address);
+            }
+        }
+        Err(reasons)
+    }
+
+    fn acquire(&mut self, address: &Address, workers: usize) -> io::Result<(Held, Vec<OwnedFd>)> {
+        let adopted = self.take_inherited(address);
+        if adopted.is_empty() {
+            // A stale socket of our own must not pass for another process.
+            let known = self.held.values().chain(self.fresh.values().map(|(held, _)| held)).map(|held| &held.actual);
+            let known: Vec<Address> = known.chain(self.inherited.iter().map(|i| &i.address)).cloned().collect();
+            let Bound { address: actual, sockets } = proxy::bind(address, workers, &known)?;
+            let (stored, ours) = ([store_name(address)].into(), sockets.len());
+            return Ok((Held { actual, stored, lent: false, ours, adopted: 0 }, sockets));
+        }
+        let count = adopted.len();
+        let mut stored: BTreeSet<String> = adopted.iter().map(|i| i.name.clone()).filter(|n| is_ours(n)).collect();
+        let lent = adopted.iter().filter(|i| !is_ours(&i.name)).count();
+        if lent > 0 {
+            // A reload may let go of it, and another want it again: what the socket unit holds cannot be bound anew.
+            self.inherited.extend(adopted.iter().filter(|i| !is_ours(&i.name)).filter_map(|i| i.try_clone().ok()));
+        }
+        let Bound { address: actual, sockets } = proxy::adopt(adopted, workers)?;
+        if sockets.len() > count {
+            stored.insert(store_name(address));
+        }
+        info!(address = %actual, sockets = sockets.len(), adopted = count, "listening socket adopted");
+        let ours = sockets.len() - lent;
+        Ok((Held { actual, stored, lent: lent > 0, ours, adopted: count }, sockets))
+    }
+
+    /// Whatever listens at an address already. A name says which one a port 0 has become.
+    fn take_inherited(&mut self, address: &Address) -> Vec<Inherited> {
+        if let Address::Unix(path) = address
+            && !fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+        {
+            return Vec::new(); // nobody could reach it any more
+        }
+        let any_port = matches!(address, Address::Ip(ip) if ip.port() == 0).then(|| store_name(address));
+        let is_it = |i: &mut Inherited| i.address == *address || any_port.as_ref().is_some_and(|name| i.name == *name);
+        self.inherited.extract_if(.., is_it).collect()
+    }
+
+    /// Each worker's share of the sockets of these addresses, which are in force from now on. They are put into the store
+    /// first: from the first client on they are to survive. At the first time lets go of what nobody wants.
+    pub fn hand_out(&mut self, listen: &[Address], workers: usize, systemd: &Notifier) -> Shares {
+        if !std::mem::replace(&mut self.tidied, true) {
+            self.close_unwanted(systemd);
+        }
+        let mut shares: Shares = (0..workers).map(|_| Vec::new()).collect();
+        for address in listen {
+            let Some((held, sockets)) = self.fresh.remove(address) else { continue };
+            if sockets.len() > held.adopted {
+                systemd.store(&store_name(address), &sockets[held.adopted..]);
+            }
+            if sockets.len() < workers {
+                info!(address = %held.actual, sockets = sockets.len(), workers, "not every worker accepts here: this address cannot be shared among all");
+            }
+            let alone = sockets.len() < workers;
+            for (n, socket) in sockets.into_iter().enumerate() {
+                let worker = if alone { self.turn } else { n };
+                self.turn += usize::from(alone);
+                shares[worker % workers].push((address.clone(), socket));
+            }
+            self.held.insert(address.clone(), held);
+        }
+        shares
+    }
+
+    /// Takes addresses out of force. What workers are to do with each socket.
+    pub fn release(
+        &mut self,
+        addresses: &[Address],
+        unaccepted: Unaccepted,
+        systemd: &Notifier,
+    ) -> Vec<(Address, Unaccepted)> {
+        let mut all = Vec::new();
+        for address in addresses {
+            let Some(held) = self.held.remove(address) else { continue };
+            let stays = held.lent || unaccepted == Unaccepted::Leave;
+            if !stays {
+                remove_file_of(address);
+                held.stored.iter().for_each(|name| systemd.forget(name));
+            }
+            all.push((address.clone(), if stays { Unaccepted::Leave } else { Unaccepted::Accept }));
+        }
+        all
+    }
+
+    /// Lets go of what was left by a predecessor and is wanted no more; tells of what a socket unit insists on.
+    fn close_unwanted(&mut self, systemd: &Notifier) {
+        let wanted: BTreeSet<Address> = self.fresh.values().map(|(held, _)| held.actual.clone()).collect();
+        for stale in self.inherited.extract_if(.., |i| is_ours(&i.name)) {
+            if !wanted.contains(&stale.address) {
+                info!(address = %stale.address, "no listener has this address any more; its socket is closed");
+                remove_file_of(&stale.address);
+            }
+            systemd.forget(&stale.name);
+        }
+        for lent in self.inherited.iter().filter(|i| !wanted.contains(&i.address)) {
+            warn!(
+                address = %lent.address,
+                name = lent.name,
+                "a socket unit passes an address that no listener has: its clients will wait in vain; \
+                 give it to a listener, or take it out of lbd.socket"
+            );
+        }
+    }
+
+    /// Leaves nothing behind in the file system.
+    pub fn clear_up(&self) {
+        self.held.iter().filter(|(_, held)| !held.lent).for_each(|(address, _)| remove_file_of(address));
+    }
+}
+
+fn remove_file_of(address: &Address) {
+    if let Address::Unix(path) = address {
+        let _ = fs::remove_file(path); // it may be gone already
+    }
+}
+
+fn why_not_bound(e: &io::Error) -> String {
+    match e.kind() {
+        ErrorKind::AddrInUse => "is in use by another process; stop it or choose another port".into(),
+        ErrorKind::AddrNotAvailable => "is not an address of this machine; see `ip address`".into(),
+        ErrorKind::PermissionDenied => {
+            "is not allowed to this user; ports below 1024 need CAP_NET_BIND_SERVICE, paths a writable folder".into()
+        }
+        ErrorKind::NotFound => "is in a folder that does not exist; create it".into(),
+        _ => format!("cannot be bound: {e}"),
+    }
+}

@@ -1,0 +1,75 @@
+//! What operators decide outlives the process: it is handed out to be written down at each change, and taken up again at
+//! the start. Deadlines go by the wall clock meanwhile.
+
+use std::collections::BTreeMap;
+
+use tracing::info;
+
+use super::{Override, Supervisor};
+use crate::control::Reply;
+use crate::daemon::action::Action;
+use crate::daemon::event::{BackendKey, Decision, Now};
+use crate::words::Happening;
+
+/// What was decided before the start, less what has come to its end since.
+pub fn recalled(decided: Vec<Decision>, now: Now) -> BTreeMap<BackendKey, Override> {
+    let mut overrides = BTreeMap::new();
+    for Decision { backend, admin, by, reason, since, until } in decided {
+        let (pool, name) = (backend.0.pool.to_string(), backend.0.backend.to_string());
+        let left = until.map(|until| until.duration_since(now.wall).unwrap_or_default());
+        if left.is_some_and(|left| left.is_zero()) {
+            info!(
+                event = Happening::OverrideEnded.as_str(),
+                pool,
+                backend = name,
+                "{admin} -> enabled: its time was over before the start"
+            );
+            continue;
+        }
+        info!(
+            event = Happening::Override.as_str(),
+            pool,
+            backend = name,
+            by,
+            reason = reason.as_deref().unwrap_or("-"),
+            "{admin}, as before the start"
+        );
+        overrides.insert(
+            backend,
+            Override { admin, by, reason, since, drained: false, until: left.map(|left| now.at + left) },
+        );
+    }
+    overrides
+}
+
+impl Supervisor {
+    /// Has the overrides written down as they are now.
+    pub(super) fn keep_overrides(&mut self, now: Now, out: &mut Vec<Action>) {
+        if !self.facts.keeps {
+            return;
+        }
+        self.keeping += 1;
+        let decision = |(backend, o): (&BackendKey, &Override)| Decision {
+            backend: backend.clone(),
+            admin: o.admin,
+            by: o.by.clone(),
+            reason: o.reason.clone(),
+            since: o.since,
+            until: o.until.map(|until| now.wall + until.saturating_duration_since(now.at)),
+        };
+        out.push(Action::Keep(self.keeping, self.overrides.iter().map(decision).collect()));
+    }
+
+    /// An answer, with a word of warning where what it tells of is not written down.
+    pub(super) fn with_what_was_kept(&self, mut reply: Reply, number: u64) -> Reply {
+        let why = match &self.kept {
+            (kept, Ok(())) if *kept >= number => return reply,
+            (kept, Err(why)) if *kept >= number => why.as_str(),
+            _ => "the disk does not answer",
+        };
+        if let Reply::Changed { lines, .. } = &mut reply {
+            lines.push(format!("it is in force, but will not survive a restart of lbd: {why}"));
+        }
+        reply
+    }
+}

@@ -1,0 +1,55 @@
+//! The package: an upgrade refuses nobody, and what was purged has left nothing.
+
+use crate::load::Load;
+use crate::machine::{CONFIG, Machine, Revision};
+
+#[test]
+fn an_upgrade_refuses_nobody() {
+    let Some(machine) = Machine::serving() else { return };
+    let (load, before) = (Load::start(&machine), machine.property("MainPID"));
+    machine.install(Revision::New);
+    assert_ne!(machine.property("MainPID"), before, "the new version runs");
+    assert_eq!(machine.property("ActiveState"), "active");
+    load.ends_unharmed();
+    // The operator's own file was kept.
+    assert_eq!(machine.done(&["cat", "/etc/lbd/lbd.yaml"]), CONFIG);
+}
+
+#[test]
+fn an_upgrade_whose_file_is_refused_leaves_the_old_one_serving() {
+    let Some(machine) = Machine::serving() else { return };
+    let before = machine.property("MainPID");
+    machine.configure(&CONFIG.replace("pool: web", "pool: wep"));
+    let load = Load::start(&machine);
+    machine.install(Revision::New);
+    assert_eq!(machine.property("MainPID"), before);
+    load.ends_unharmed();
+}
+
+#[test]
+fn an_upgrade_starts_nothing_that_was_stopped() {
+    let Some(machine) = Machine::up() else { return };
+    machine.install(Revision::Old);
+    machine.install(Revision::New);
+    assert_eq!(machine.property("ActiveState"), "inactive");
+}
+
+#[test]
+fn what_was_purged_has_left_nothing() {
+    let Some(machine) = Machine::serving() else { return };
+    machine.done(&["systemctl", "enable", "lbd"]);
+    machine.done(&["lbctl", "disable", "web/backend-1"]);
+    machine.done(&["dpkg", "--remove", "lbd"]);
+    // What was configured stays until a purge.
+    machine.done(&["test", "-e", "/etc/lbd/lbd.yaml"]);
+    machine.done(&["dpkg", "--purge", "lbd"]);
+    let find = ["-name", "lbd", "-o", "-name", "lbd[.-]*", "-o", "-name", "*-lbd*", "-o", "-name", "*lbctl*"];
+    let left = machine.done(&[&["find", "/etc", "/usr", "/var", "/run"], &find[..]].concat());
+    assert_eq!(left, "");
+    for database in ["passwd", "group"] {
+        assert!(!machine.run(&["getent", database, "lbd"]).status.success(), "{database}");
+    }
+    assert!(!machine.run(&["systemctl", "cat", "lbd.service"]).status.success());
+    assert_eq!(machine.done(&["systemctl", "list-units", "--all", "--plain", "--no-legend", "lbd*"]), "");
+    assert!(!machine.run(&["dpkg", "-s", "lbd"]).status.success());
+}

@@ -11,8 +11,8 @@ use std::sync::LazyLock;
 use lbd::config::Config;
 
 /// What an operator reads, and what a developer reads.
-const FOR_OPERATORS: &[&str] = &["README.md", "CHANGELOG.md"];
-const ALL: &[&str] = &["README.md", "CHANGELOG.md", "src/ARCHITECTURE.md"];
+const FOR_OPERATORS: &[&str] = &["README.md", "CHANGELOG.md", "packaging/OPERATING.md"];
+const ALL: &[&str] = &["README.md", "CHANGELOG.md", "packaging/OPERATING.md", "src/ARCHITECTURE.md"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -129,8 +129,10 @@ fn unknown_keys(text: &str) -> Vec<String> {
         let (name, value) = code.split_once(':').map_or((*code, None), |(name, value)| (name, Some(value)));
         let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         let is_file = [".md", ".yaml", ".json", ".rs", ".toml", ".sock"].iter().any(|end| name.ends_with(end));
+        let is_kernels = ["net.", "fs."].iter().any(|start| name.starts_with(start));
         name.split('.').all(plain)
             && !is_file
+            && !is_kernels
             && (name.contains(['_', '.']) || value.is_some_and(|v| v.is_empty() || v.starts_with(' ')))
     };
     let spans = code(text, &[]).into_iter().filter(like_a_key);

@@ -56,7 +56,8 @@ impl Load {
         let output = self.0.wait_with_output().unwrap();
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         println!("{found}");
-        assert_eq!(found["not_sent"], 0, "{found}");
+        // What has just become due at the end is on its way to a client that is free; more would mean too few clients.
+        assert!(found["not_sent"].as_u64().unwrap() <= u64::from(TRIAL.rate) / 10, "{found}");
         assert_ne!(found["answered"], 0, "{found}");
         found
     }

@@ -284,7 +284,7 @@ async fn a_wait_outlives_every_limit_of_the_server() {
     for _ in 0..2 {
         door.throw(b"GET /v1/sta").await;
     }
-    asked.answer.send(Reply::Drained { generation: 2, backends: vec!["web/b1".into()] }).unwrap();
+    asked.answer.send(Reply::Drained { generation: 2, backends: vec!["web/b1".into()], notes: vec![] }).unwrap();
     let output = timeout(PATIENCE, run).await.unwrap().unwrap();
     assert_eq!(out(&output), (Some(0), "web/b1 is drained; no session is left\n".into(), String::new()));
 }

@@ -40,6 +40,9 @@ pub enum Reply {
         generation: u64,
         /// The backends, as `pool/backend`.
         backends: Vec<String>,
+        /// What the operator should know of it, a line each.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
     },
     /// The daemon is about to stop.
     Stopping {
@@ -154,8 +157,9 @@ impl Reply {
                 lines(std::iter::once(first).chain(changed).chain(notes))
             }
             Self::Changed { lines: all, .. } => lines(all.iter().cloned()),
-            Self::Drained { backends, .. } => {
-                lines(backends.iter().map(|backend| format!("{backend} is drained; no session is left")))
+            Self::Drained { backends, notes, .. } => {
+                let drained = backends.iter().map(|backend| format!("{backend} is drained; no session is left"));
+                lines(drained.chain(notes.iter().cloned()))
             }
             Self::Stopping { sessions: 0 } => lines(["stopping".to_owned()]),
             Self::Stopping { sessions } => lines([format!("stopping; sessions left: {sessions}")]),
@@ -190,7 +194,7 @@ mod tests {
                 200,
             ),
             (Reply::Changed { generation: 2, lines: vec!["a".into()] }, "changed", 0, 200),
-            (Reply::Drained { generation: 2, backends: vec!["web/b1".into()] }, "drained", 0, 200),
+            (Reply::Drained { generation: 2, backends: vec!["web/b1".into()], notes: vec![] }, "drained", 0, 200),
             (Reply::Stopping { sessions: 1 }, "stopping", 0, 200),
             (Reply::Refused { message: "no".into(), problems: vec![problem("pools")] }, "refused", 1, 409),
             (Reply::TimedOut { message: "late".into(), left: 3 }, "timed_out", 4, 504),

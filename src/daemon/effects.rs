@@ -71,6 +71,8 @@ pub struct Effects {
     pub job: mpsc::Sender<Job>,
     /// The last turn of all workers that was told of.
     pub turned: u64,
+    /// Whether it was tried out if the service manager answers.
+    pub manager_asked: bool,
 }
 
 impl Effects {
@@ -154,6 +156,9 @@ impl Effects {
         }
         if !doors.listen.is_empty() && self.notifier.is_heard() {
             tokio::spawn(warn_of_a_small_store(self.sockets.count()));
+            if !std::mem::replace(&mut self.manager_asked, true) {
+                tokio::spawn(warn_of_a_mute_manager());
+            }
         }
     }
 
@@ -236,6 +241,16 @@ async fn warn_of_a_small_store(sockets: usize) {
             room,
             "systemd keeps fewer listening sockets over a restart than there are: new clients are refused meanwhile; \
              raise FileDescriptorStoreMax= of the unit"
+        );
+    }
+}
+
+/// At the start, when there is time to mend it.
+async fn warn_of_a_mute_manager() {
+    if !unit::answers().await {
+        warn!(
+            "systemd cannot be asked about jobs, so that a restart will be taken for a stop: new clients are then refused for \
+             up to drain_timeout; see that D-Bus runs (Debian: the package dbus)"
         );
     }
 }

@@ -63,14 +63,14 @@ enum Item {
 pub fn start(level: LogLevel) -> io::Result<Logging> {
     let (logging, dispatch) = if journal::is_stderr() {
         let journal = || {
-            let journal = Journal::open();
+            let mut journal = Journal::open();
             move |record: &Record| journal.write(record)
         };
         Logging::writing(level, journal, journal::write_last)?
     } else if is_of_systemd() {
-        Logging::writing(level, || to_systemd, to_systemd)?
+        Logging::writing(level, || to_systemd, |record| drop(to_systemd(record)))?
     } else {
-        Logging::writing(level, to_stderr, |record| to_stderr()(record))?
+        Logging::writing(level, to_stderr, |record| drop(to_stderr()(record)))?
     };
     // A second start in one process (tests) leaves the first log in place.
     let _ = tracing::dispatcher::set_global_default(dispatch);
@@ -83,20 +83,18 @@ fn is_of_systemd() -> bool {
     (started || std::env::var_os("NOTIFY_SOCKET").is_some()) && !io::stderr().is_terminal()
 }
 
-fn to_systemd(record: &Record) {
-    let _ = io::stderr().write_all(journal::prefixed_line(record).as_bytes());
+fn to_systemd(record: &Record) -> io::Result<()> {
+    io::stderr().write_all(journal::prefixed_line(record).as_bytes())
 }
 
-fn to_stderr() -> impl FnMut(&Record) {
+fn to_stderr() -> impl FnMut(&Record) -> io::Result<()> {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    move |record| {
-        let _ = io::stderr().write_all(line::of(record, colour).as_bytes());
-    }
+    move |record| io::stderr().write_all(line::of(record, colour).as_bytes())
 }
 
 impl Logging {
     /// A log, and what has to be told of events. `writer` is made on the writing thread: that too may wait.
-    fn writing<W: FnMut(&Record)>(
+    fn writing<W: FnMut(&Record) -> io::Result<()>>(
         level: LogLevel,
         writer: impl FnOnce() -> W + Send + 'static,
         direct: fn(&Record),
@@ -155,18 +153,26 @@ impl Logging {
 }
 
 /// The writing thread. Ends when the last handle is gone.
-fn write_all(queue: &Receiver<Item>, lost: &AtomicU64, mut write: impl FnMut(&Record)) {
+fn write_all(queue: &Receiver<Item>, lost: &AtomicU64, mut write: impl FnMut(&Record) -> io::Result<()>) {
     while let Ok(item) = queue.recv() {
         match item {
-            Item::Record(record) => write(&record),
+            Item::Record(record) if write(&record).is_err() => {
+                lost.fetch_add(1, Ordering::Relaxed);
+                continue; // nor could it be told now
+            }
+            Item::Record(_) => {}
             Item::Flush(done) => {
                 let _ = done.try_send(());
             }
         }
-        let lost = lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let text = format!("{lost} log events were left out: they came faster than they could be written");
-            write(&Record::new(Level::WARN, text));
+        let count = lost.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            let text = format!(
+                "{count} log events were left out: they could not be written, or came faster than they could be"
+            );
+            if write(&Record::new(Level::WARN, text)).is_err() {
+                lost.fetch_add(count, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -257,7 +263,7 @@ mod tests {
 
     fn collecting(level: LogLevel) -> (Logging, Dispatch, Receiver<Record>) {
         let (seen, records) = channel();
-        let write = move |r: &Record| seen.send(r.clone()).unwrap();
+        let write = move |r: &Record| seen.send(r.clone()).map_err(io::Error::other);
         let (log, dispatch) = Logging::writing(level, || write, |_| {}).unwrap();
         (log, dispatch, records)
     }
@@ -268,7 +274,7 @@ mod tests {
         let (release, gate) = channel::<()>();
         let write = move |r: &Record| {
             let _ = gate.recv();
-            let _ = seen.send(r.clone());
+            seen.send(r.clone()).map_err(io::Error::other)
         };
         let (log, dispatch) = Logging::writing(LogLevel::Info, || write, direct).unwrap();
         (log, dispatch, records, release)
@@ -329,8 +335,27 @@ mod tests {
         assert_eq!(written + lost, many);
     }
 
+    #[test]
+    fn what_cannot_be_written_is_counted_and_told_when_something_can_be() {
+        let (seen, records) = channel();
+        let mut deaf = 3;
+        let write = move |r: &Record| {
+            deaf -= i32::from(deaf > 0);
+            if deaf > 0 {
+                Err(io::ErrorKind::BrokenPipe.into())
+            } else {
+                seen.send(r.message.clone()).map_err(io::Error::other)
+            }
+        };
+        let (log, dispatch) = Logging::writing(LogLevel::Info, || write, |_| {}).unwrap();
+        with_default(&dispatch, || (0..4).for_each(|n| tracing::info!("{n}")));
+        assert!(log.flush_within(LONG));
+        let lost = format!("2{}", line_of_loss());
+        assert_eq!(records.try_iter().collect::<Vec<_>>(), ["2", &lost, "3"]);
+    }
+
     fn line_of_loss() -> &'static str {
-        " log events were left out: they came faster than they could be written"
+        " log events were left out: they could not be written, or came faster than they could be"
     }
 
     #[test]
@@ -348,7 +373,11 @@ mod tests {
     fn the_last_words_of_a_failed_start_come_last() {
         static WRITTEN: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
         let write = |r: &Record| WRITTEN.lock().unwrap().push((r.level, r.message.clone()));
-        let (log, dispatch) = Logging::writing(LogLevel::Error, move || write, write).unwrap();
+        let queued = move |r: &Record| {
+            write(r);
+            Ok(())
+        };
+        let (log, dispatch) = Logging::writing(LogLevel::Error, move || queued, write).unwrap();
         with_default(&dispatch, || tracing::error!("first"));
         log.last_words("0.0.0.0:80 is in use");
         let expected = [(Level::ERROR, "first".into()), (Level::ERROR, "0.0.0.0:80 is in use".into())];

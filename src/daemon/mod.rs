@@ -194,6 +194,7 @@ fn prepare(start: Start, logging: &logging::Logging) -> Result<Prepared, Broken>
         keeper,
         job: job_sender,
         turned: 0,
+        manager_asked: false,
         source: start.source,
     };
     let sources = Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes, job, written };

@@ -82,7 +82,10 @@ impl Sockets {
         for address in addresses {
             match self.acquire(&address, workers) {
                 Ok(got) => drop(self.fresh.insert(address, got)),
-                Err(e) => reasons.push((address, why_not_bound(&e))),
+                Err(e) => {
+                    let why = self.why_lent_away(&address, &e).unwrap_or_else(|| why_not_bound(&e));
+                    reasons.push((address, why));
+                }
             }
         }
         if reasons.is_empty() {
@@ -122,6 +125,19 @@ impl Sockets {
         Ok((Held { actual, stored, lent: lent > 0, ours, adopted: count }, sockets))
     }
 
+    /// systemd binds `ListenStream=80` to `[::]:80`, which nobody would take for `0.0.0.0:80`.
+    fn why_lent_away(&self, address: &Address, e: &io::Error) -> Option<String> {
+        let Address::Ip(wanted) = address else { return None };
+        let in_the_way = self.inherited.iter().find_map(|i| match &i.address {
+            Address::Ip(ip) if e.kind() == ErrorKind::AddrInUse && ip.port() == wanted.port() => Some(ip),
+            _ => None,
+        })?;
+        Some(format!(
+            "is in use by a socket that systemd passes for {in_the_way}; write `bind: \"{in_the_way}\"`, or have the socket unit \
+             listen on {wanted}"
+        ))
+    }
+
     /// Whatever listens at an address already. A name says which one a port 0 has become.
     fn take_inherited(&mut self, address: &Address) -> Vec<Inherited> {
         if let Address::Unix(path) = address
@@ -143,8 +159,14 @@ impl Sockets {
         let mut shares: Shares = (0..workers).map(|_| Vec::new()).collect();
         for address in listen {
             let Some((held, sockets)) = self.fresh.remove(address) else { continue };
-            if sockets.len() > held.adopted {
-                systemd.store(&store_name(address), &sockets[held.adopted..]);
+            if sockets.len() > held.adopted
+                && let Err(e) = systemd.store(&store_name(address), &sockets[held.adopted..])
+            {
+                warn!(
+                    address = %held.actual,
+                    "systemd cannot be given the listening sockets to keep ({e}): a restart will refuse new clients here until \
+                     they are bound anew"
+                );
             }
             if sockets.len() < workers {
                 info!(address = %held.actual, sockets = sockets.len(), workers, "not every worker accepts here: this address cannot be shared among all");
@@ -167,15 +189,20 @@ impl Sockets {
         unaccepted: Unaccepted,
         systemd: &Notifier,
     ) -> Vec<(Address, Unaccepted)> {
-        let mut all = Vec::new();
+        let (mut all, mut lent) = (Vec::new(), Vec::new());
         for address in addresses {
             let Some(held) = self.held.remove(address) else { continue };
             let stays = held.lent || unaccepted == Unaccepted::Leave;
+            lent.extend(held.lent.then(|| held.actual.clone()));
             if !stays {
                 remove_file_of(address);
                 held.stored.iter().for_each(|name| systemd.forget(name));
             }
             all.push((address.clone(), if stays { Unaccepted::Leave } else { Unaccepted::Accept }));
+        }
+        if !self.held.is_empty() {
+            // No stop, but a reload: there is no service without a listener.
+            lent.iter().for_each(warn_of_nobody);
         }
         all
     }
@@ -190,20 +217,21 @@ impl Sockets {
             }
             systemd.forget(&stale.name);
         }
-        for lent in self.inherited.iter().filter(|i| !wanted.contains(&i.address)) {
-            warn!(
-                address = %lent.address,
-                name = lent.name,
-                "a socket unit passes an address that no listener has: its clients will wait in vain; \
-                 give it to a listener, or take it out of lbd.socket"
-            );
-        }
+        self.inherited.iter().map(|i| &i.address).filter(|address| !wanted.contains(address)).for_each(warn_of_nobody);
     }
 
     /// Leaves nothing behind in the file system.
     pub fn clear_up(&self) {
         self.held.iter().filter(|(_, held)| !held.lent).for_each(|(address, _)| remove_file_of(address));
     }
+}
+
+fn warn_of_nobody(address: &Address) {
+    warn!(
+        %address,
+        "a socket unit passes an address that no listener has: its clients will wait in vain; \
+         give it to a listener, or take it out of lbd.socket"
+    );
 }
 
 fn remove_file_of(address: &Address) {

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -118,41 +119,66 @@ fn recall(path: &Path) -> Vec<Decision> {
             return Vec::new();
         }
     }
-    match decisions(&text) {
-        Ok(decisions) => decisions,
-        Err(why) => {
-            let aside = path.with_extension("json.damaged");
-            let set_aside = fs::rename(path, &aside).err().map_or(String::new(), |e| format!(", which failed: {e}"));
-            warn!(
-                path = %path.display(),
-                "what operators had decided is damaged: {why}; no backend is drained or disabled; \
-                 the file is set aside as {}{set_aside}",
-                aside.display()
-            );
-            Vec::new()
-        }
-    }
+    let (kept, odd) = match decisions(&text) {
+        Ok((kept, 0)) => return kept,
+        Ok((kept, odd)) => (kept, format!("{odd} of its entries make no sense")),
+        Err(why) => (Vec::new(), why),
+    };
+    let aside = unused_name(path);
+    let failed = fs::copy(path, &aside).err().map_or(String::new(), |e| format!(", which failed: {e}"));
+    warn!(
+        path = %path.display(),
+        "what operators had decided is damaged: {odd}; decisions still in force: {}; the file is set aside as {}{failed}",
+        kept.len(),
+        aside.display()
+    );
+    kept
 }
 
-fn decisions(text: &[u8]) -> Result<Vec<Decision>, String> {
-    let document: Document = json::read(text).map_err(|e| e.to_string())?;
+/// Where a damaged file goes; earlier ones stay, up to a number.
+fn unused_name(path: &Path) -> PathBuf {
+    let first = path.with_extension("json.damaged");
+    let others = (1..10).map(|n| path.with_extension(format!("json.damaged.{n}")));
+    std::iter::once(first.clone()).chain(others).find(|name| !name.exists()).unwrap_or(first)
+}
+
+/// What can be read of it, and how many entries cannot.
+fn decisions(text: &[u8]) -> Result<(Vec<Decision>, usize), String> {
+    let document: Kept = json::read(text).map_err(|e| e.to_string())?;
     if document.version != VERSION {
         return Err(format!("its version is {}, this lbd knows {VERSION}", document.version));
     }
-    let all = document.overrides.iter();
-    all.map(|entry| entry.decision().ok_or_else(|| format!("{}/{} makes no sense", entry.pool, entry.backend)))
-        .collect()
+    let known = |entry: &Loose| match entry {
+        Loose::Entry(entry) => entry.decision(),
+        Loose::Odd(_) => None,
+    };
+    let all: Vec<Decision> = document.overrides.iter().filter_map(known).collect();
+    let odd = document.overrides.len() - all.len();
+    Ok((all, odd))
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// As it is read: an entry, or a key of one, that another version wrote is no reason to drop the others.
+#[derive(Deserialize)]
+struct Kept {
+    version: u32,
+    overrides: Vec<Loose>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Loose {
+    Entry(Entry),
+    Odd(IgnoredAny),
+}
+
+/// As it is written.
+#[derive(Serialize)]
 struct Document {
     version: u32,
     overrides: Vec<Entry>,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Entry {
     pool: String,
     backend: String,
@@ -236,7 +262,9 @@ mod tests {
     #[test]
     fn a_damaged_file_is_set_aside_and_what_comes_next_is_kept() {
         let right = json::pretty(&Document { version: 1, overrides: vec![Entry::from(&decision("a", None))] });
-        assert_eq!(decisions(right.as_bytes()).unwrap(), [decision("a", None)]);
+        assert_eq!(decisions(right.as_bytes()).unwrap(), (vec![decision("a", None)], 0));
+        let newer = right.replace("\"by\"", "\"key of tomorrow\": 1, \"by\"");
+        assert_eq!(decisions(newer.as_bytes()).unwrap(), (vec![decision("a", None)], 0));
         for damaged in [
             String::new(),
             right[..right.len() / 2].to_owned(),
@@ -255,6 +283,23 @@ mod tests {
             keeper.keep(1, vec![decision("b", None)]);
             keeper.finish(Duration::from_secs(20));
             assert_eq!(Keeper::start(folder.path()).unwrap().2, [decision("b", None)]);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_makes_no_sense_takes_no_other_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let both = Document {
+            version: 1,
+            overrides: vec![Entry::from(&decision("a", None)), Entry::from(&decision("b", None))],
+        };
+        for (n, (from, to)) in [("\"b\"", "\"b/b\""), ("\"backend\": \"b\",", "")].into_iter().enumerate() {
+            let text = json::pretty(&both).replace(from, to);
+            fs::write(&path, &text).unwrap();
+            assert_eq!(recall(&path), [decision("a", None)], "{text}");
+            let aside = ["overrides.json.damaged", "overrides.json.damaged.1"][n];
+            assert_eq!(fs::read_to_string(folder.path().join(aside)).unwrap(), text);
         }
     }
 

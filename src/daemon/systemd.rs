@@ -12,8 +12,11 @@ use sd_notify::NotifyState;
 
 use crate::words::Address;
 
-/// How the names of sockets begin that are in the store.
-const OURS: &str = "lbd-";
+/// How the names of sockets begin that are in the store. No socket unit is called so: the name of a unit, which is what its
+/// sockets are called, has no slash.
+const OURS: &str = "lbd/";
+/// The longest name that systemd takes.
+const LONGEST: usize = 255;
 /// Descriptors a message; the kernel takes 253.
 const BATCH: usize = 128;
 
@@ -68,14 +71,18 @@ impl Notifier {
     }
 
     /// Puts listening sockets of an address into the store of the unit, where they survive this process. Those that are
-    /// there already stay; what finds no room is dropped without a word.
-    pub fn store(&self, name: &str, sockets: &[OwnedFd]) {
+    /// there already stay; what finds no room is dropped there without a word.
+    ///
+    /// # Errors
+    /// They cannot be sent: the next restart will have to bind the address anew.
+    pub fn store(&self, name: &str, sockets: &[OwnedFd]) -> std::io::Result<()> {
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         for batch in sockets.chunks(BATCH) {
             // FDPOLL=0: or systemd takes a socket out as soon as it looks broken to it.
             let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-            self.complain(sd_notify::notify_with_fds(&states, batch));
+            sd_notify::notify_with_fds(&states, batch)?;
         }
+        Ok(())
     }
 
     /// Takes everything of this name out of the store.
@@ -115,7 +122,9 @@ impl Notifier {
 /// # Errors
 /// The variables contradict each other, or the process has threads already.
 pub fn passed() -> std::io::Result<Vec<(OwnedFd, String)>> {
-    if std::env::var_os("LISTEN_FDS").is_none() {
+    // They may be for the process that started us, as in `sh -c "lbd & wait"` (sd_listen_fds(3)).
+    let for_us = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    if !for_us || std::env::var_os("LISTEN_FDS").is_none() {
         return Ok(Vec::new());
     }
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
@@ -139,7 +148,17 @@ pub fn store_name(address: &Address) -> String {
             byte => name.push(char::from(byte)),
         }
     }
+    if name.len() > LONGEST {
+        // The socket itself says what it is; the name must only be another for another address.
+        let rest = fnv(name.split_off(LONGEST - 17).as_bytes());
+        _ = write!(name, "~{rest:016x}");
+    }
     name
+}
+
+/// FNV-1a: the same in every version of this program, which a successor relies on.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// True of a name that [`store_name`] may have made.
@@ -231,20 +250,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_passed_to_another_process_is_left_alone() {
+        let of_another = [("LISTEN_PID", "1"), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "web")];
+        heard("what_is_passed_to_another_process_is_left_alone", &of_another, |_| {
+            assert!(passed().unwrap().is_empty());
+        });
+    }
+
+    #[test]
     fn names_in_the_store_are_such_as_systemd_takes_and_tell_addresses_apart() {
         for (address, name) in [
-            ("127.0.0.1:80", "lbd-127.0.0.1_80"),
-            ("[::1]:8080", "lbd-[__1]_8080"),
-            ("unix:/run/lbd/a_b.sock", "lbd-unix_/run/lbd/a%5fb.sock"),
-            ("unix:/run/ü:x", "lbd-unix_/run/%c3%bc_x"),
+            ("127.0.0.1:80", "lbd/127.0.0.1_80"),
+            ("[::1]:8080", "lbd/[__1]_8080"),
+            ("unix:/run/lbd/a_b.sock", "lbd/unix_/run/lbd/a%5fb.sock"),
+            ("unix:/run/ü:x", "lbd/unix_/run/%c3%bc_x"),
         ] {
             assert_eq!(store_name(&address.parse().unwrap()), name);
             assert!(is_ours(name));
         }
-        assert!(!is_ours("lbd.socket"));
-        let longest = format!("unix:/{}", "_".repeat(106));
-        // Longer than systemd's 255: it is refused there, and the socket is bound anew after a restart.
-        assert!(store_name(&longest.parse().unwrap()).len() > 255);
+        for of_a_unit in ["lbd.socket", "lbd-web.socket", "lbd"] {
+            assert!(!is_ours(of_a_unit));
+        }
+        let long = |last: char| store_name(&format!("unix:/{}{last}", "_".repeat(105)).parse().unwrap());
+        assert_eq!((long('a').len(), long('b').len()), (255, 255));
+        assert!(long('a') != long('b') && is_ours(&long('a')));
     }
 
     #[test]

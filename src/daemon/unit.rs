@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use super::event::{Job, Queues};
 
@@ -22,16 +23,33 @@ struct Unit {
     of_user: bool,
 }
 
-/// Under which job the unit is now, where it has `sockets` in its store. No answer means a stop.
+/// Under which job the unit is now, where it has `sockets` in its store. No answer means a stop, which is told: new
+/// clients are then refused for the whole of `drain_timeout`, where it was a restart.
 pub async fn job(sockets: usize) -> Job {
     let Some(unit) = own() else { return Job::Stop };
-    let asked = async { tokio::join!(ask(&unit, &JOBS), ask(&unit, &STORE)) };
-    let Ok((Some(jobs), store)) = timeout(PATIENCE, asked).await else { return Job::Stop };
+    let (jobs, store) = tokio::join!(timeout(PATIENCE, ask(&unit, &JOBS)), timeout(PATIENCE, ask(&unit, &STORE)));
+    let Ok(Some(jobs)) = jobs else {
+        warn!(unit = unit.name, "systemd does not say whether this is a restart; it is taken for a stop");
+        return Job::Stop;
+    };
     if !is_restarted(&jobs, &unit.name) {
         return Job::Stop;
     }
-    let kept = store.and_then(|properties| number(&properties, "NFileDescriptorStore"));
-    Job::Restart(if sockets > 0 && kept.is_some_and(|kept| kept >= sockets) { Queues::Kept } else { Queues::Lost })
+    Job::Restart(queues(sockets, store.ok().flatten().as_deref()))
+}
+
+/// Whether the successor gets the sockets. Where nobody says, the store is taken to be as it was left: a queue is lost for
+/// certain where its socket is shut.
+fn queues(sockets: usize, store: Option<&str>) -> Queues {
+    let kept = store.and_then(|properties| number(properties, "NFileDescriptorStore"));
+    if sockets > 0 && kept.is_none_or(|kept| kept >= sockets) { Queues::Kept } else { Queues::Lost }
+}
+
+/// Whether systemd can be asked, so that a restart is known for what it is. True where it does not run us.
+pub async fn answers() -> bool {
+    let Some(unit) = own() else { return true };
+    // Nobody waits for this one, and the machine may be busy with its start.
+    matches!(timeout(10 * PATIENCE, ask(&unit, &JOBS)).await, Ok(Some(_)))
 }
 
 /// How many descriptors the unit's store may have; `None` where nobody says.
@@ -41,7 +59,6 @@ pub async fn store_room() -> Option<usize> {
         return Some(most);
     }
     let unit = own()?;
-    // Nobody waits for this one, and the machine may be busy with its start.
     let properties = timeout(10 * PATIENCE, ask(&unit, &STORE)).await.ok()??;
     number(&properties, "FileDescriptorStoreMax")
 }
@@ -122,6 +139,21 @@ mod tests {
         ] {
             assert_eq!(is_restarted(jobs, "lbd.service"), restarted, "{jobs}");
         }
-        assert_eq!(number("FileDescriptorStoreMax=64\nNFileDescriptorStore=3\n", "NFileDescriptorStore"), Some(3));
+    }
+
+    #[test]
+    fn what_is_in_the_store_outlives_a_restart() {
+        let store = |kept: usize| format!("FileDescriptorStoreMax=64\nNFileDescriptorStore={kept}\n");
+        assert_eq!(number(&store(3), "FileDescriptorStoreMax"), Some(64));
+        for (sockets, said, queues_are) in [
+            (3, Some(store(3)), Queues::Kept),
+            (3, Some(store(2)), Queues::Lost),
+            (3, None, Queues::Kept),
+            (3, Some(String::new()), Queues::Kept),
+            (0, Some(store(0)), Queues::Lost),
+            (0, None, Queues::Lost),
+        ] {
+            assert_eq!(queues(sockets, said.as_deref()), queues_are, "{sockets} {said:?}");
+        }
     }
 }

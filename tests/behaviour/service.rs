@@ -47,7 +47,7 @@ fn after_a_kill_the_successor_serves_who_came_meanwhile() {
         let config = |workers| web(&[("a", &a)], "").replace("workers: 2", &format!("workers: {workers}"));
         let (mut manager, mut lbd) = service(&config(before));
         let to = lbd.web();
-        assert_eq!(names(&manager), vec!["lbd-127.0.0.1_0"; before]);
+        assert_eq!(names(&manager), vec!["lbd/127.0.0.1_0"; before]);
         lbd.signal(Signal::SIGKILL);
         assert_eq!(lbd.end().code, None);
         let waiting: Vec<_> = (0..40).map(|_| connect(to)).collect();
@@ -89,13 +89,13 @@ fn an_address_that_a_reload_lets_go_leaves_the_store_and_one_that_is_stale_too()
     assert_eq!(manager.store.len(), 4);
     assert_eq!(lbd.reload(&config).code, Some(0));
     manager.await_line("FDSTOREREMOVE=1");
-    assert_eq!(names(&manager), ["lbd-127.0.0.1_0"; 2]);
+    assert_eq!(names(&manager), ["lbd/127.0.0.1_0"; 2]);
     lbd.signal(Signal::SIGKILL);
     lbd.end();
     fs::write(lbd.file(), config.replace("127.0.0.1:0", "127.0.0.3:0")).unwrap();
     let next = successor(&mut manager, &lbd);
     next.await_log("no listener has this address any more");
-    assert_eq!(names(&manager), ["lbd-127.0.0.3_0"; 2]);
+    assert_eq!(names(&manager), ["lbd/127.0.0.3_0"; 2]);
     assert_eq!(who(next.web()), "a");
 }
 
@@ -233,8 +233,11 @@ fn a_decision_that_cannot_be_written_down_is_in_force_and_says_so() {
     fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();
     fs::create_dir(dir.path().join("overrides.json.new")).unwrap();
     let lbd = keeping(&dir);
-    let said = lbd.done(&["drain", "a"]);
-    assert!(said.contains("will not survive a restart of lbd") && said.contains("overrides.json"), "{said}");
+    for command in [&["drain", "a"][..], &["drain", "a", "--wait"]] {
+        let said = lbd.done(command);
+        assert!(said.contains("will not survive a restart of lbd") && said.contains("overrides.json"), "{said}");
+        assert!(!said.contains("kept over restarts"), "{said}");
+    }
     assert_eq!(lbd.backend("web/a")["admin"], "draining");
 }
 

@@ -6,10 +6,11 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tracing::Level;
 
 use super::{Record, line};
@@ -22,6 +23,7 @@ const LINGER: Duration = Duration::from_millis(100);
 
 /// journald, where systemd connected stderr to it.
 pub(super) struct Journal {
+    path: PathBuf,
     /// Absent where the socket does not answer: in a container that has the stream alone, say.
     native: Option<UnixDatagram>,
 }
@@ -32,18 +34,37 @@ impl Journal {
     }
 
     fn at(path: &Path) -> Self {
-        let native = UnixDatagram::unbound().and_then(|socket| socket.connect(path).map(|()| socket));
-        Self { native: native.ok() }
+        Self { path: path.to_owned(), native: connected(path).ok() }
     }
 
     /// Waits while journald stands still and its queue is full.
-    pub(super) fn write(&self, record: &Record) {
-        let sent = self.native.as_ref().is_some_and(|native| native.send(&datagram(record)).is_ok());
-        // It may have been replaced (ENOTCONN), or the record is too long for it (EMSGSIZE).
-        if !sent {
-            write_to_stream(record);
-        }
+    ///
+    /// # Errors
+    /// It takes the record by neither way.
+    pub(super) fn write(&mut self, record: &Record) -> io::Result<()> {
+        let bytes = datagram(record);
+        self.send(&bytes).or_else(|_| write_to_stream(record))
     }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(native) = &self.native {
+            match native.send(bytes) {
+                Ok(_) => return Ok(()),
+                // Too long: another socket would not take it either.
+                Err(e) if e.raw_os_error() == Some(Errno::EMSGSIZE as i32) => return Err(e),
+                Err(_) => {}
+            }
+        }
+        // It may have been made anew meanwhile, and then the stream is dead for good.
+        self.native = None;
+        self.native.insert(connected(&self.path)?).send(bytes).map(drop)
+    }
+}
+
+fn connected(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(path)?;
+    Ok(socket)
 }
 
 /// Whether systemd connected stderr to the journal. JOURNAL_STREAM is inherited by children whose stderr goes
@@ -57,13 +78,13 @@ pub(super) fn is_stderr() -> bool {
 /// Writes by the stream, because tracing-journald drops what it cannot send without a word; then waits a moment,
 /// because journald asks `/proc` which unit a message is of: of a process that has gone it cannot be told.
 pub(super) fn write_last(record: &Record) {
-    write_to_stream(record);
+    let _ = write_to_stream(record);
     thread::sleep(LINGER);
 }
 
 /// Writes to the stream that is our stderr. It has a buffer of its own, which works where the socket does not.
-fn write_to_stream(record: &Record) {
-    let _ = io::stderr().write_all(prefixed(record).as_bytes());
+fn write_to_stream(record: &Record) -> io::Result<()> {
+    io::stderr().write_all(prefixed(record).as_bytes())
 }
 
 /// A record as journald takes it (systemd.io/JOURNAL_NATIVE_PROTOCOL). `journalctl` shows the message alone, so the fields are
@@ -137,7 +158,7 @@ mod tests {
     fn journald_is_given_the_event_with_its_fields_and_its_number() {
         let folder = tempfile::tempdir().unwrap();
         let journald = UnixDatagram::bind(folder.path().join("socket")).unwrap();
-        let journal = Journal::at(&folder.path().join("socket"));
+        let mut journal = Journal::at(&folder.path().join("socket"));
         let write = move |r: &Record| journal.write(r);
         let (log, dispatch) = Logging::writing(LogLevel::Info, || write, |_| {}).unwrap();
         let (backend, absent) = ("b\n2", None::<u64>);
@@ -157,6 +178,27 @@ mod tests {
             Happening::BackendDown.message_id()
         );
         assert_eq!(String::from_utf8_lossy(&room[..length]), wanted);
+    }
+
+    #[test]
+    fn a_socket_made_anew_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let mut journal = Journal::at(&path);
+        let record = Record {
+            at: SystemTime::UNIX_EPOCH,
+            level: Level::INFO,
+            origin: None,
+            message: "a".into(),
+            fields: vec![],
+        };
+        for _ in 0..2 {
+            let journald = UnixDatagram::bind(&path).unwrap();
+            journal.send(&datagram(&record)).unwrap();
+            assert!(journald.recv(&mut [0; 512]).unwrap() > 0);
+            std::fs::remove_file(&path).unwrap();
+        }
+        assert!(journal.send(b"MESSAGE=nobody\n").is_err());
     }
 
     #[test]

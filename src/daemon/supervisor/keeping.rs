@@ -11,6 +11,9 @@ use crate::daemon::action::Action;
 use crate::daemon::event::{BackendKey, Decision, Now};
 use crate::words::Happening;
 
+/// How a line of an answer ends where what it tells of is kept.
+pub const KEPT: &str = "; kept over restarts";
+
 /// What was decided before the start, less what has come to its end since.
 pub fn recalled(decided: Vec<Decision>, now: Now) -> BTreeMap<BackendKey, Override> {
     let mut overrides = BTreeMap::new();
@@ -67,8 +70,15 @@ impl Supervisor {
             (kept, Err(why)) if *kept >= number => why.as_str(),
             _ => "the disk does not answer",
         };
-        if let Reply::Changed { lines, .. } = &mut reply {
-            lines.push(format!("it is in force, but will not survive a restart of lbd: {why}"));
+        let note = format!("it is in force, but will not survive a restart of lbd: {why}");
+        match &mut reply {
+            Reply::Changed { lines, .. } => {
+                lines.iter_mut().for_each(|line| line.truncate(line.strip_suffix(KEPT).unwrap_or(line).len()));
+                lines.push(note);
+            }
+            Reply::Drained { notes, .. } => notes.push(note),
+            Reply::TimedOut { message, .. } => *message = format!("{message}; {note}"),
+            _ => {}
         }
         reply
     }

@@ -348,10 +348,12 @@ impl Supervisor {
         let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();
         let names = || cells.iter().map(|cell| cell.reference.to_string()).collect::<Vec<_>>();
         if left == 0 {
-            return Some(Reply::Drained { generation: self.generation.0, backends: names() });
+            let reply = Reply::Drained { generation: self.generation.0, backends: names(), notes: Vec::new() };
+            return Some(self.with_what_was_kept(reply, waiting.kept));
         }
         if deadline.is_some_and(|d| d <= now.at) {
-            return Some(Reply::TimedOut { message: format!("{} is still draining", names().join(", ")), left });
+            let message = format!("{} is still draining", names().join(", "));
+            return Some(self.with_what_was_kept(Reply::TimedOut { message, left }, waiting.kept));
         }
         waiting.patience = deadline.map_or(now.at + LOOK_AGAIN, |d| d.min(now.at + LOOK_AGAIN));
         None

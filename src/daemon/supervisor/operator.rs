@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::info;
 
+use super::keeping::KEPT;
 use super::{Override, Supervisor, Then};
 use crate::config::nearest;
 use crate::control::{LiveSessions, Peer, Pools, Reply, Request, ShutdownMode, Target};
@@ -108,7 +109,7 @@ impl Supervisor {
             );
             let sessions = self.cells.backend(&key.0, &key.1).map_or(0, |cell| cell.live.count());
             let verb = if before == admin { ("was", " already") } else { ("is", "") };
-            let kept = if self.facts.keeps && admin != AdminState::Enabled { "; kept over restarts" } else { "" };
+            let kept = if self.facts.keeps && admin != AdminState::Enabled { KEPT } else { "" };
             lines.push(format!("{} {} {admin}{}; sessions: {sessions}{kept}", key.0, verb.0, verb.1));
         }
         self.keep_overrides(now, out);

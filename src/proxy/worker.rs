@@ -212,6 +212,9 @@ impl Worker {
                 self.serve_queues();
                 self.bury();
             }
+            if self.limits.memory.has_slack() {
+                socket::give_memory_back();
+            }
             if parked {
                 return;
             }

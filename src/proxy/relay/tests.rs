@@ -237,3 +237,16 @@ fn first_bytes_that_a_lost_sink_did_not_take_go_to_another() {
     assert_eq!(get(&reader, 100), Got::Bytes(b"hello, world".into()));
     assert_eq!((flow.bytes, memory.held()), (12, 0));
 }
+
+#[test]
+fn what_was_freed_is_worth_giving_back_once_and_only_where_it_is_much() {
+    const MIB: usize = 1 << 20;
+    let memory = Memory::new(u64::MAX);
+    for (hold, release, slack) in
+        [(4 * MIB, 4 * MIB, false), (9 * MIB, 4 * MIB, false), (0, MIB, true), (0, 4 * MIB, false)]
+    {
+        memory.hold(hold);
+        memory.release(release);
+        assert_eq!((memory.has_slack(), memory.has_slack()), (slack, false), "{hold} {release}");
+    }
+}

@@ -9,12 +9,16 @@ pub struct Trial {
     pub kills: usize,
     /// New connections a second.
     pub rate: u32,
+    /// How many of them are served at the same moment, each for some milliseconds: the most that a kill may cut.
+    pub in_flight: usize,
     /// Sessions that stay.
     pub long: usize,
     /// The slowest that one in a thousand new connections may be, from the moment it is due to its last byte.
     pub p999: Duration,
     /// How long the download takes during which the service is stopped.
     pub download: Duration,
+    /// The longest that nobody may accept during a restart.
+    pub gap: Duration,
     /// One machine at a time.
     pub alone: bool,
 }
@@ -24,9 +28,11 @@ const SMALL: Trial = Trial {
     restarts: 2,
     kills: 2,
     rate: 200,
+    in_flight: 10,
     long: 10,
     p999: Duration::from_secs(5),
-    download: Duration::from_secs(3),
+    download: Duration::from_secs(4),
+    gap: Duration::from_secs(3),
     alone: false,
 };
 
@@ -35,14 +41,21 @@ const FULL: Trial = Trial {
     restarts: 20,
     kills: 10,
     rate: 500,
+    in_flight: 5,
     long: 100,
     p999: Duration::from_secs(1),
     download: Duration::from_secs(20),
+    gap: Duration::from_secs(1),
     alone: true,
 };
 
-pub static TRIAL: LazyLock<&Trial> = LazyLock::new(|| match std::env::var("LBD_TRIAL") {
-    Ok(size) if size == "full" => &FULL,
-    Ok(size) => panic!("LBD_TRIAL={size} is not known; it may be `full`"),
-    Err(_) => &SMALL,
+/// `None` where the scenarios are to be left out.
+pub static ASKED: LazyLock<Option<&Trial>> = LazyLock::new(|| match std::env::var("LBD_TRIAL") {
+    Ok(size) if size == "full" => Some(&FULL),
+    Ok(size) if size == "skip" => None,
+    Ok(size) => panic!("LBD_TRIAL={size} is not known; it may be `full` or `skip`"),
+    Err(_) => Some(&SMALL),
 });
+
+/// The size of those that are not left out.
+pub static TRIAL: LazyLock<&Trial> = LazyLock::new(|| ASKED.expect("there is no machine without it"));

@@ -20,7 +20,7 @@ use crate::trial::TRIAL;
 const CUT: [&str; 2] = ["reset", "closed_early"];
 
 /// New connections, each with one request, due at fixed times.
-pub struct Load(Child);
+pub struct Load(Option<Child>);
 
 impl Load {
     pub fn start(machine: &Machine) -> Self {
@@ -28,7 +28,7 @@ impl Load {
         let (clients, rate) = ((TRIAL.rate * 3).to_string(), TRIAL.rate.to_string());
         let args = ["load", "30m", &clients, "--rate", &rate, "--reconnect", "--timeout", "20s", "--json"];
         let mut command = machine.in_network(env!("CARGO_BIN_EXE_lbtest"), &args);
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()))
     }
 
     /// Ends it; every answer must have been right and in time.
@@ -50,15 +50,26 @@ impl Load {
         assert!(found["faults"].as_u64().unwrap() <= (TRIAL.in_flight * crashes) as u64, "{found}");
     }
 
-    fn end(self) -> Value {
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT).unwrap();
-        let output = self.0.wait_with_output().unwrap();
+    fn end(mut self) -> Value {
+        let clients = self.0.take().expect("it ends once");
+        kill(Pid::from_raw(clients.id().cast_signed()), Signal::SIGINT).unwrap();
+        let output = clients.wait_with_output().unwrap();
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         println!("{found}");
         // What has just become due at the end is on its way to a client that is free; more would mean too few clients.
         assert!(found["not_sent"].as_u64().unwrap() <= u64::from(TRIAL.rate) / 10, "{found}");
         assert_ne!(found["answered"], 0, "{found}");
         found
+    }
+}
+
+/// Of a test that has failed.
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(clients) = &mut self.0 {
+            let _ = clients.kill();
+            let _ = clients.wait();
+        }
     }
 }
 

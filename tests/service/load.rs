@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::client::PATIENCE;
+use crate::client::{PATIENCE, until};
 use crate::machine::Machine;
 use crate::trial::TRIAL;
 
@@ -61,6 +61,14 @@ impl Load {
         assert_ne!(found["answered"], 0, "{found}");
         found
     }
+}
+
+/// Returns when who waited for a successor has been served: they come all at once, and a kill meanwhile would cut them.
+pub fn settled(machine: &Machine) {
+    until("who waited is served", || {
+        let status: Value = serde_json::from_str(&machine.done(&["lbctl", "--json", "status"])).unwrap();
+        (status["sessions"].as_u64().unwrap() <= TRIAL.in_flight as u64 / 2).then_some(())
+    });
 }
 
 /// Of a test that has failed.

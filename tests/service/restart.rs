@@ -6,7 +6,7 @@ use lbd::words::Happening;
 use serde_json::Value;
 
 use crate::client::until;
-use crate::load::{Load, LongOnes};
+use crate::load::{Load, LongOnes, settled};
 use crate::machine::{CONFIG, Machine};
 use crate::trial::TRIAL;
 
@@ -56,6 +56,7 @@ fn a_crash_refuses_nobody_who_comes_after() {
         // With fewer workers than sockets, none of which may be without an owner, and with more.
         machine
             .configure(&format!("{CONFIG}process: {{ workers: {} }}\n", if kill % 2 == 0 { 1 } else { workers + 1 }));
+        settled(&machine);
         machine.done(&["systemctl", "kill", "--kill-whom=main", "-s", "KILL", "lbd"]);
         until("lbd is back", || {
             let now = machine.property("MainPID");

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use crate::client::until;
-use crate::load::Load;
+use crate::load::{Load, settled};
 use crate::machine::{CONFIG, Machine, Package};
 
 /// How often lbd.socket has lbd started within half a minute, as it is shipped, and in a trial that is to be short.
@@ -37,6 +37,7 @@ fn lent_and_own_sockets_outlive_reloads_restarts_and_crashes_side_by_side() {
     let before = machine.property("MainPID");
     machine.done(&["systemctl", "restart", "lbd"]);
     let between = machine.property("MainPID");
+    settled(&machine);
     machine.done(&["systemctl", "kill", "--kill-whom=main", "-s", "KILL", "lbd"]);
     until("lbd is back", || {
         let now = machine.property("MainPID");

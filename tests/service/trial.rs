@@ -9,8 +9,6 @@ pub struct Trial {
     pub kills: usize,
     /// New connections a second.
     pub rate: u32,
-    /// How many of them are served at the same moment, each for some milliseconds: the most that a kill may cut.
-    pub in_flight: usize,
     /// Sessions that stay.
     pub long: usize,
     /// The slowest that one in a thousand new connections may be, from the moment it is due to its last byte.
@@ -28,7 +26,6 @@ const SMALL: Trial = Trial {
     restarts: 2,
     kills: 2,
     rate: 200,
-    in_flight: 10,
     long: 10,
     p999: Duration::from_secs(5),
     download: Duration::from_secs(4),
@@ -41,7 +38,6 @@ const FULL: Trial = Trial {
     restarts: 20,
     kills: 10,
     rate: 500,
-    in_flight: 5,
     long: 100,
     p999: Duration::from_secs(1),
     download: Duration::from_secs(20),

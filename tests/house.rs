@@ -93,7 +93,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("jiff", &["daemon/logging/line.rs"]),
     ("libc", &["proxy/socket.rs"]),
     // The kernel itself; nobody is going to replace it.
-    ("nix", &["proxy/", "control/server.rs", "control/socket.rs", "daemon/mod.rs", "bin/"]),
+    ("nix", &["proxy/", "control/server.rs", "control/socket.rs", "daemon/mod.rs", "daemon/logging/", "bin/"]),
     ("notify", &["daemon/watch.rs", "daemon/watch/"]),
     ("owo_colors", &["observe/table.rs"]),
     ("saphyr_parser", &["config/tree.rs"]),

@@ -7,15 +7,19 @@
 mod help;
 #[path = "manuals/page.rs"]
 mod page;
+#[path = "behaviour/skip.rs"]
+mod skip;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lbd::config::{Config, keys};
+use lbd::words::Happening;
 
 use help::Help;
 use page::Page;
+use skip::skipped;
 
 /// Keys that `full.yaml` shows with an example, not with a default.
 const EXAMPLES: &[&str] =
@@ -52,13 +56,45 @@ fn the_pages_have_each_command_option_and_default_of_the_programs() {
 }
 
 #[test]
-fn the_pages_have_each_exit_status_that_the_help_has() {
+fn the_pages_have_each_exit_status_that_the_help_has_and_none_besides() {
     for (program, path, page) in PROGRAMS {
         let so = Help::of(path).exit_statuses();
         assert!(!so.is_empty(), "{program} tells no exit status");
-        let said = Page::parse(&read(page)).exit_statuses();
-        assert!(so.is_subset(&said), "{page}: {so:?} in --help, {said:?} in the page");
+        assert_eq!(Page::parse(&read(page)).exit_statuses(), so, "{page}");
     }
+}
+
+#[test]
+fn lbd_8_has_each_event_with_its_message_id() {
+    let so = Happening::ALL.iter().map(|event| format!("{} {}", event.as_str(), event.message_id())).collect();
+    assert_eq!(differences(&Page::parse(&read("lbd.8")).events(), &so), [""; 0]);
+}
+
+#[test]
+fn lbd_8_has_each_variable_that_lbd_reads() {
+    let said = Page::parse(&read("lbd.8")).variables();
+    let mut so: BTreeSet<String> = variables_in(&folder().join("../src"));
+    // lbctl's, the demo's and a test's.
+    ["LBD_SOCKET", "PATH", "LBD_SIM_SEED"].iter().for_each(|other| assert!(so.remove(*other), "{other}"));
+    so.extend(["LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"].map(str::to_owned)); // read by a library
+    assert_eq!(differences(&said, &so), [""; 0]);
+}
+
+/// What the sources take from the environment by name.
+fn variables_in(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(variables_in(&path));
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for call in ["env::var(\"", "env::var_os(\""] {
+            found.extend(text.split(call).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+        }
+    }
+    found
 }
 
 #[test]
@@ -131,7 +167,7 @@ fn the_pages_render_without_a_warning() {
         let path = entry.unwrap().path();
         let output = match Command::new("groff").args(["-mandoc", "-ww", "-z", "-Tutf8"]).arg(&path).output() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                println!("skipped: there is no groff; install it with `apt-get install groff`");
+                skipped("there is no groff; install it with `apt-get install groff`");
                 return;
             }
             output => output.unwrap(),

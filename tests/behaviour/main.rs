@@ -8,6 +8,7 @@ mod client;
 mod daemon;
 mod load;
 mod manager;
+mod skip;
 
 mod balancing;
 mod health;

@@ -18,6 +18,7 @@ use crate::client::{
     End, ask, connect, connect_from, connect_unix, echoes, end_of, exchange, receive_pattern, send_pattern, until,
 };
 use crate::daemon::{Lbd, web, web_of};
+use crate::skip::skipped;
 
 const FROM_ELSEWHERE: &str = "PROXY TCP4 192.0.2.1 198.51.100.2 4711 443\r\n";
 
@@ -238,7 +239,7 @@ impl Peer {
     fn start(mut program: Command, port: u16) -> Option<Self> {
         let name = program.get_program().to_string_lossy().into_owned();
         let Ok(child) = program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn() else {
-            println!("skipped: {name} is not installed");
+            skipped(&format!("{name} is not installed"));
             return None;
         };
         until(&format!("{name} listens"), || TcpStream::connect(("127.0.0.1", port)).ok());

@@ -61,6 +61,18 @@ impl Page {
         keys.map(|tag| format!("{}: {}", tag.subsection, plain(&tag.head).replace(" : ", " = "))).collect()
     }
 
+    /// The names of the section EVENTS, each with its number.
+    pub fn events(&self) -> BTreeSet<String> {
+        let events = self.tags.iter().filter(|tag| tag.section == "EVENTS");
+        events.map(|tag| plain(&tag.head).replace(" Pq ", " ")).collect()
+    }
+
+    /// The variables of the section ENVIRONMENT.
+    pub fn variables(&self) -> BTreeSet<String> {
+        let heads = self.tags.iter().filter(|tag| tag.section == "ENVIRONMENT").map(|tag| tag.head.as_str());
+        heads.flat_map(|head| head.split(' ')).filter(|word| word.len() > 2).map(str::to_owned).collect()
+    }
+
     /// The numbers of the section EXIT STATUS.
     pub fn exit_statuses(&self) -> BTreeSet<u8> {
         self.tags.iter().filter(|tag| tag.section == "EXIT STATUS").map(|tag| tag.head.parse().unwrap()).collect()

@@ -6,21 +6,24 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::client::PATIENCE;
+use crate::client::{PATIENCE, until};
 use crate::machine::Machine;
 use crate::trial::TRIAL;
+
+/// How many new connections are served at the same moment at most, each for some milliseconds.
+const IN_FLIGHT: usize = 5;
 
 /// How a session ends whose lbd is killed.
 const CUT: [&str; 2] = ["reset", "closed_early"];
 
 /// New connections, each with one request, due at fixed times.
-pub struct Load(Child);
+pub struct Load(Option<Child>);
 
 impl Load {
     pub fn start(machine: &Machine) -> Self {
@@ -28,7 +31,7 @@ impl Load {
         let (clients, rate) = ((TRIAL.rate * 3).to_string(), TRIAL.rate.to_string());
         let args = ["load", "30m", &clients, "--rate", &rate, "--reconnect", "--timeout", "20s", "--json"];
         let mut command = machine.in_network(env!("CARGO_BIN_EXE_lbtest"), &args);
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()))
     }
 
     /// Ends it; every answer must have been right and in time.
@@ -47,19 +50,37 @@ impl Load {
         let faults = found["faults_by_kind"].as_object().unwrap();
         let others = faults.iter().filter(|(kind, count)| **count != 0 && !CUT.contains(&kind.as_str()));
         assert_eq!(others.count(), 0, "{found}");
-        // A connection lasts some milliseconds.
-        assert!(found["faults"].as_u64().unwrap() <= u64::from(TRIAL.rate) * crashes as u64 / 10, "{found}");
+        assert!(found["faults"].as_u64().unwrap() <= (IN_FLIGHT * crashes) as u64, "{found}");
     }
 
-    fn end(self) -> Value {
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT).unwrap();
-        let output = self.0.wait_with_output().unwrap();
+    fn end(mut self) -> Value {
+        let clients = self.0.take().expect("it ends once");
+        kill(Pid::from_raw(clients.id().cast_signed()), Signal::SIGINT).unwrap();
+        let output = clients.wait_with_output().unwrap();
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         println!("{found}");
         // What has just become due at the end is on its way to a client that is free; more would mean too few clients.
         assert!(found["not_sent"].as_u64().unwrap() <= u64::from(TRIAL.rate) / 10, "{found}");
         assert_ne!(found["answered"], 0, "{found}");
         found
+    }
+}
+
+/// Returns when who waited for a successor has been served: they come all at once, and a kill meanwhile would cut them.
+pub fn settled(machine: &Machine) {
+    until("who waited is served", || {
+        let status: Value = serde_json::from_str(&machine.done(&["lbctl", "--json", "status"])).unwrap();
+        (status["sessions"].as_u64().unwrap() <= IN_FLIGHT as u64 / 2).then_some(())
+    });
+}
+
+/// Of a test that has failed.
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(clients) = &mut self.0 {
+            let _ = clients.kill();
+            let _ = clients.wait();
+        }
     }
 }
 
@@ -71,7 +92,7 @@ pub struct LongOnes {
 
 /// How a long session ended.
 pub struct Ended {
-    pub at: Instant,
+    pub at: SystemTime,
     pub why: Option<io::Error>,
 }
 
@@ -86,7 +107,7 @@ impl LongOnes {
                 thread::spawn(move || {
                     enter();
                     let why = chat(&over, &ready).err();
-                    Ended { at: Instant::now(), why }
+                    Ended { at: SystemTime::now(), why }
                 })
             })
             .collect();

@@ -11,7 +11,8 @@ use std::thread;
 use nix::sched::{CloneFlags, setns};
 
 use crate::client::until;
-use crate::trial::TRIAL;
+use crate::skip::skipped;
+use crate::trial::{ASKED, TRIAL};
 
 /// What the machine serves by, unless told otherwise. Each listener is on the loopback of the machine's own network.
 pub const CONFIG: &str = "\
@@ -38,47 +39,76 @@ pub struct Machine {
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// The two revisions of lbd's package, an older and a newer one; or why there are none.
-static PACKAGES: LazyLock<Result<[PathBuf; 2], String>> = LazyLock::new(|| {
+/// The version that the newer of lbd's packages has.
+pub const NEW_VERSION: &str = "99.0.0-1";
+
+/// The packages; or why there are none.
+static PACKAGES: LazyLock<Result<Packages, String>> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_BIN_EXE_lbd")).parent().unwrap();
     let profile = match folder.file_name().unwrap().to_str().unwrap() {
         "debug" => "dev",
         other => other,
     };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let build = |revision: &str| {
-        let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages").join(revision);
-        let _ = fs::remove_dir_all(&output); // of an earlier run
-        let mut command = Command::new(root.join("packaging/build"));
-        command.args(["--built", "--fast", "--profile", profile, "--revision", revision, "--output"]).arg(&output);
-        let ran = command.env("CARGO_TARGET_DIR", folder.parent().unwrap()).stdin(Stdio::null()).output().unwrap();
-        assert!(ran.status.success(), "packaging/build: {}", String::from_utf8_lossy(&ran.stderr));
-        let mut files = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().path());
-        files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("lbd_")).unwrap()
-    };
     if Command::new("dpkg").arg("--version").output().is_err() {
         return Err("there is no dpkg; packages are Debian's".into());
     }
-    Ok([build("1"), build("2")])
+    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
+    let _ = fs::remove_dir_all(&output); // of an earlier run
+    let mut build = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/build"));
+    build.args(["--built", "--fast", "--profile", profile, "--output"]).arg(&output);
+    succeed(build.env("CARGO_TARGET_DIR", folder.parent().unwrap()));
+    let built = |name: &str| {
+        let mut files = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().path());
+        files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name)).unwrap()
+    };
+    let (old, lbtest) = (built("lbd_"), built("lbtest_"));
+    let new = newer(&old, &output.join("new"));
+    Ok(Packages { old, new, lbtest })
 });
 
+/// The same package as another version.
+fn newer(old: &Path, folder: &Path) -> PathBuf {
+    succeed(Command::new("dpkg-deb").arg("-R").args([old, folder]));
+    let control = folder.join("DEBIAN/control");
+    let text = fs::read_to_string(&control).unwrap();
+    let lines = text.lines().map(|line| match line.split_once(": ") {
+        Some(("Version", _)) => format!("Version: {NEW_VERSION}\n"),
+        _ => format!("{line}\n"),
+    });
+    fs::write(&control, lines.collect::<String>()).unwrap();
+    let file = folder.with_extension("deb");
+    succeed(Command::new("dpkg-deb").args(["-Znone", "-b"]).args([folder, &file]));
+    file
+}
+
+fn succeed(command: &mut Command) {
+    let ran = command.stdin(Stdio::null()).output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ran.stderr));
+}
+
+#[derive(Debug, Clone)]
+struct Packages {
+    old: PathBuf,
+    new: PathBuf,
+    lbtest: PathBuf,
+}
+
 impl Machine {
-    /// A machine without lbd; `None`, after having said why, where there can be none.
+    /// A machine without lbd; `None`, after having said why, where there is to be none.
+    #[track_caller]
     pub fn up() -> Option<Self> {
-        let packages = nix::unistd::geteuid().is_root().then(|| PACKAGES.clone());
-        let why = match packages {
-            None => "only root can make a machine".to_owned(),
-            Some(Err(why)) => why,
-            Some(Ok(_)) => {
-                let alone = TRIAL.alone.then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
-                match Self::boot(alone) {
-                    Ok(machine) => return Some(machine),
-                    Err(why) => why,
-                }
-            }
-        };
-        println!("skipped: {why}");
-        None
+        if !nix::unistd::geteuid().is_root() || ASKED.is_none() {
+            skipped(if ASKED.is_none() { "LBD_TRIAL=skip" } else { "only root can make a machine with a systemd" });
+            return None;
+        }
+        let machine = PACKAGES.as_ref().map_err(Clone::clone).and_then(|_| {
+            let alone = TRIAL.alone.then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
+            Self::boot(alone)
+        });
+        Some(
+            machine
+                .unwrap_or_else(|why| panic!("no machine can be made: {why}; LBD_TRIAL=skip leaves these tests out")),
+        )
     }
 
     fn boot(alone: Option<MutexGuard<'static, ()>>) -> Result<Self, String> {
@@ -100,7 +130,7 @@ impl Machine {
     /// One where lbd serves by [`CONFIG`].
     pub fn serving() -> Option<Self> {
         let mut machine = Self::up()?;
-        machine.install(Revision::Old);
+        machine.install(Package::Old);
         machine.configure(CONFIG);
         machine.start_backends();
         machine.done(&["systemctl", "start", "lbd"]);
@@ -118,11 +148,16 @@ impl Machine {
     }
 
     /// Installs the package, over another one where there is one.
-    pub fn install(&self, revision: Revision) {
-        let [old, new] = PACKAGES.as_ref().unwrap();
-        let package = if revision == Revision::Old { old } else { new };
-        self.put(&fs::read(package).unwrap(), "/root/lbd.deb");
-        self.done(&["dpkg", "-i", "/root/lbd.deb"]);
+    /// Returns what dpkg printed.
+    pub fn install(&self, package: Package) -> String {
+        let packages = PACKAGES.as_ref().unwrap();
+        let file = match package {
+            Package::Old => &packages.old,
+            Package::New => &packages.new,
+            Package::Lbtest => &packages.lbtest,
+        };
+        self.put(&fs::read(file).unwrap(), "/root/it.deb");
+        self.told(&["dpkg", "-i", "/root/it.deb"])
     }
 
     /// Writes the configuration.
@@ -130,9 +165,9 @@ impl Machine {
         self.put(config.as_bytes(), "/etc/lbd/lbd.yaml");
     }
 
-    /// Adds to the unit.
-    pub fn drop_in(&self, text: &str) {
-        self.put(text.as_bytes(), "/etc/systemd/system/lbd.service.d/trial.conf");
+    /// Adds to lbd.service or lbd.socket, instead of what was added before.
+    pub fn drop_in(&self, unit: &str, text: &str) {
+        self.put(text.as_bytes(), &format!("/etc/systemd/system/{unit}.d/trial.conf"));
         self.done(&["systemctl", "daemon-reload"]);
     }
 
@@ -155,6 +190,19 @@ impl Machine {
         let journal = || text(&self.systemd_box(&["journal", "-u", "lbd"]).output().unwrap());
         assert!(ran.status.success(), "{command:?}: {}\n{}", String::from_utf8_lossy(&ran.stderr), journal());
         text(&ran)
+    }
+
+    /// The same, with what it said on stderr.
+    pub fn told(&self, command: &[&str]) -> String {
+        let script = ["sh", "-c", "exec \"$@\" 2>&1", "-"];
+        self.done(&[&script[..], command].concat())
+    }
+
+    /// The records of an event since the machine was booted, as the journal has them.
+    pub fn events(&self, name: &str) -> Vec<serde_json::Value> {
+        let event = format!("LBD_EVENT={name}");
+        let output = self.systemd_box(&["journal", "-u", "lbd", "-o", "json", &event]).output().unwrap();
+        text(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// What the journal has of lbd's unit, a line a record.
@@ -216,11 +264,12 @@ impl Drop for Machine {
     }
 }
 
-/// Of the package.
+/// Of the version that is tried, of a newer one that does the same, and of lbtest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Revision {
+pub enum Package {
     Old,
     New,
+    Lbtest,
 }
 
 pub fn text(output: &Output) -> String {

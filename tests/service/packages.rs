@@ -1,14 +1,18 @@
-//! The package: an upgrade refuses nobody, and what was purged has left nothing.
+//! The packages: an upgrade refuses nobody, and what was purged has left nothing.
 
 use crate::load::Load;
-use crate::machine::{CONFIG, Machine, Revision};
+use crate::machine::{CONFIG, Machine, NEW_VERSION, Package};
 
 #[test]
 fn an_upgrade_refuses_nobody() {
     let Some(machine) = Machine::serving() else { return };
     let (load, before) = (Load::start(&machine), machine.property("MainPID"));
-    machine.install(Revision::New);
-    assert_ne!(machine.property("MainPID"), before, "the new version runs");
+    machine.install(Package::New);
+    let after = machine.property("MainPID");
+    assert_ne!(after, before);
+    // The new version runs, not what of the old one is still in memory.
+    assert_eq!(machine.done(&["readlink", &format!("/proc/{after}/exe")]), "/usr/sbin/lbd\n");
+    assert_eq!(machine.done(&["dpkg-query", "-Wf", "${Version}", "lbd"]), NEW_VERSION);
     assert_eq!(machine.property("ActiveState"), "active");
     load.ends_unharmed();
     // The operator's own file was kept.
@@ -21,35 +25,81 @@ fn an_upgrade_whose_file_is_refused_leaves_the_old_one_serving() {
     let before = machine.property("MainPID");
     machine.configure(&CONFIG.replace("pool: web", "pool: wep"));
     let load = Load::start(&machine);
-    machine.install(Revision::New);
+    let said = machine.install(Package::New);
+    assert!(said.contains("no pool is named \"wep\"") && said.contains("the old one goes on"), "{said}");
+    // Nor is one right that only root can read.
+    machine.configure(CONFIG);
+    machine.done(&["chmod", "600", "/etc/lbd/lbd.yaml"]);
+    let said = postinst(&machine, &["configure", "0.0.1-1"]);
+    assert!(said.contains("the old one goes on"), "{said}");
     assert_eq!(machine.property("MainPID"), before);
     load.ends_unharmed();
+
+    // A restart that fails is not silent.
+    machine.done(&["chmod", "644", "/etc/lbd/lbd.yaml"]);
+    machine.drop_in("lbd.service", "[Service]\nExecStartPre=/bin/false\n");
+    let said = postinst(&machine, &["configure", "0.0.1-1"]);
+    assert!(said.contains("the new version does not run"), "{said}");
 }
 
 #[test]
-fn an_upgrade_starts_nothing_that_was_stopped() {
+fn what_dpkg_takes_back_leaves_lbd_as_it_was() {
     let Some(machine) = Machine::up() else { return };
-    machine.install(Revision::Old);
-    machine.install(Revision::New);
-    assert_eq!(machine.property("ActiveState"), "inactive");
+    machine.install(Package::Old);
+    machine.install(Package::New);
+    assert_eq!(machine.property("ActiveState"), "inactive", "an upgrade starts nothing that was stopped");
+    machine.done(&["systemctl", "enable", "--now", "lbd"]);
+    let before = machine.property("MainPID");
+    postinst(&machine, &["abort-upgrade", NEW_VERSION]);
+    assert_eq!(machine.property("MainPID"), before);
+    // A removal that fails when lbd has been stopped.
+    machine.done(&["sh", "-c", "echo exit 1 >>/var/lib/dpkg/info/lbd.prerm"]);
+    assert!(!machine.run(&["dpkg", "--remove", "lbd"]).status.success());
+    assert_ne!(machine.property("MainPID"), before);
+    assert_eq!(machine.property("ActiveState"), "active");
+    machine.done(&["sed", "-i", "$d", "/var/lib/dpkg/info/lbd.prerm"]);
+
+    // The user cannot go while a process of it lives. A purge says so, and ends.
+    machine.done(&["systemd-run", "--uid=lbd", "sleep", "infinity"]);
+    let said = machine.told(&["dpkg", "--purge", "lbd"]);
+    assert!(said.contains("the user lbd is left"), "{said}");
+}
+
+/// Runs the package's script as dpkg does; what it printed.
+fn postinst(machine: &Machine, args: &[&str]) -> String {
+    let script =
+        ["env", "DPKG_MAINTSCRIPT_PACKAGE=lbd", "DPKG_MAINTSCRIPT_NAME=postinst", "/var/lib/dpkg/info/lbd.postinst"];
+    machine.told(&[&script[..], args].concat())
 }
 
 #[test]
 fn what_was_purged_has_left_nothing() {
-    let Some(machine) = Machine::serving() else { return };
-    machine.done(&["systemctl", "enable", "lbd"]);
+    let Some(machine) = Machine::up() else { return };
+    let before = files(&machine);
+    machine.install(Package::Old);
+    machine.install(Package::Lbtest);
+    machine.done(&["lbtest", "--version"]);
+    machine.done(&["systemctl", "enable", "--now", "lbd"]);
     machine.done(&["lbctl", "disable", "web/backend-1"]);
     machine.done(&["dpkg", "--remove", "lbd"]);
     // What was configured stays until a purge.
     machine.done(&["test", "-e", "/etc/lbd/lbd.yaml"]);
-    machine.done(&["dpkg", "--purge", "lbd"]);
-    let find = ["-name", "lbd", "-o", "-name", "lbd[.-]*", "-o", "-name", "*-lbd*", "-o", "-name", "*lbctl*"];
-    let left = machine.done(&[&["find", "/etc", "/usr", "/var", "/run"], &find[..]].concat());
-    assert_eq!(left, "");
-    for database in ["passwd", "group"] {
+    machine.done(&["dpkg", "--purge", "lbd", "lbtest"]);
+    let after = files(&machine);
+    let left: Vec<_> = after.lines().filter(|path| !before.lines().any(|other| other == *path)).collect();
+    assert_eq!(left, [""; 0]);
+    for database in ["passwd", "group", "shadow", "gshadow"] {
         assert!(!machine.run(&["getent", database, "lbd"]).status.success(), "{database}");
+        assert!(!machine.run(&["grep", "^lbd:", &format!("/etc/{database}")]).status.success(), "{database}");
     }
     assert!(!machine.run(&["systemctl", "cat", "lbd.service"]).status.success());
     assert_eq!(machine.done(&["systemctl", "list-units", "--all", "--plain", "--no-legend", "lbd*"]), "");
     assert!(!machine.run(&["dpkg", "-s", "lbd"]).status.success());
+}
+
+/// All files with the letters in their names, by the machine's own /usr too.
+fn files(machine: &Machine) -> String {
+    let find = ["find", "/etc", "/usr", "/var", "/run", "/tmp", "-xdev"];
+    machine
+        .done(&[&find[..], &["(", "-name", "*lbd*", "-o", "-name", "*lbctl*", "-o", "-name", "*lbtest*", ")"]].concat())
 }

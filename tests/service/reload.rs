@@ -1,22 +1,28 @@
 //! `systemctl reload` tells whether the file was taken, and never leaves the unit in between.
 
-use crate::load::Load;
+use lbd::words::Happening;
+
+use crate::load::{Load, LongOnes};
 use crate::machine::{CONFIG, Machine};
 
 #[test]
 fn a_refused_reload_fails_visibly_and_changes_nothing() {
     let Some(machine) = Machine::serving() else { return };
-    let (load, before) = (Load::start(&machine), machine.property("MainPID"));
+    let (load, held, before) = (Load::start(&machine), LongOnes::open(&machine), machine.property("MainPID"));
     machine.configure(&CONFIG.replace("pool: web", "pool: wep"));
     let reload = machine.run(&["systemctl", "reload", "lbd"]);
     assert!(!reload.status.success(), "{reload:?}");
     let journal = machine.journal();
     let problem = "/etc/lbd/lbd.yaml:2:40: listeners.web.pool: no pool is named \"wep\"";
     assert!(journal.contains(problem), "{journal}");
+    let refused = machine.events("reload-refused");
+    assert!(!refused.is_empty());
+    assert!(refused.iter().all(|event| event["MESSAGE_ID"] == Happening::ReloadRefused.message_id()), "{refused:?}");
     assert_eq!(machine.property("ActiveState"), "active");
     machine.configure(CONFIG);
     machine.done(&["systemctl", "reload", "lbd"]);
     assert_eq!((machine.property("ActiveState"), machine.property("MainPID")), ("active".into(), before));
+    held.end_unharmed();
     load.ends_unharmed();
 }
 

@@ -15,6 +15,8 @@ pub struct Trial {
     pub p999: Duration,
     /// How long the download takes during which the service is stopped.
     pub download: Duration,
+    /// The longest that nobody may accept during a restart.
+    pub gap: Duration,
     /// One machine at a time.
     pub alone: bool,
 }
@@ -26,7 +28,8 @@ const SMALL: Trial = Trial {
     rate: 200,
     long: 10,
     p999: Duration::from_secs(5),
-    download: Duration::from_secs(3),
+    download: Duration::from_secs(4),
+    gap: Duration::from_secs(3),
     alone: false,
 };
 
@@ -38,11 +41,17 @@ const FULL: Trial = Trial {
     long: 100,
     p999: Duration::from_secs(1),
     download: Duration::from_secs(20),
+    gap: Duration::from_secs(1),
     alone: true,
 };
 
-pub static TRIAL: LazyLock<&Trial> = LazyLock::new(|| match std::env::var("LBD_TRIAL") {
-    Ok(size) if size == "full" => &FULL,
-    Ok(size) => panic!("LBD_TRIAL={size} is not known; it may be `full`"),
-    Err(_) => &SMALL,
+/// `None` where the scenarios are to be left out.
+pub static ASKED: LazyLock<Option<&Trial>> = LazyLock::new(|| match std::env::var("LBD_TRIAL") {
+    Ok(size) if size == "full" => Some(&FULL),
+    Ok(size) if size == "skip" => None,
+    Ok(size) => panic!("LBD_TRIAL={size} is not known; it may be `full` or `skip`"),
+    Err(_) => Some(&SMALL),
 });
+
+/// The size of those that are not left out.
+pub static TRIAL: LazyLock<&Trial> = LazyLock::new(|| ASKED.expect("there is no machine without it"));

@@ -15,7 +15,7 @@ const WATCHDOG: Duration = Duration::from_secs(2);
 #[test]
 fn a_worker_that_hangs_has_lbd_restarted_within_twice_the_watchdogs_time() {
     let Some(machine) = Machine::serving() else { return };
-    machine.drop_in(&format!("[Service]\nWatchdogSec={}\n", WATCHDOG.as_secs()));
+    machine.drop_in("lbd.service", &format!("[Service]\nWatchdogSec={}\n", WATCHDOG.as_secs()));
     machine.done(&["systemctl", "restart", "lbd"]);
     let before = machine.property("MainPID");
     let worker = worker_of(machine.pid_here(&before));

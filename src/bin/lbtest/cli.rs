@@ -37,7 +37,8 @@ Examples:
 Exit status:
   0  all answers were right
   1  an answer was wrong, short or missing, or a server could not start
-  2  usage";
+  2  usage
+  130  ended by a second Ctrl-C";
 
 /// Run stand-in servers until SIGINT or SIGTERM
 ///

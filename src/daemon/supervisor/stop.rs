@@ -125,7 +125,7 @@ impl Supervisor {
         };
         self.publish(Doors { release, unaccepted, ..Doors::default() }, out);
         let from = self.revision;
-        self.stage = Stage::Draining { until: now.at + timeout, look: now.at, tell: now.at + TELL, job, from };
+        self.stage = Stage::Draining { until: now.at + timeout, look: now.at, tell: now.at, job, from };
         out.push(Action::Notify(Notice::Stopping(self.status_line())));
     }
 

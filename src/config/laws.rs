@@ -1,7 +1,7 @@
 //! What holds for any text: one slip is one problem, garbage is answered in time and in order, every key is read, and
 //! another reader of YAML sees the same.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
@@ -52,10 +52,10 @@ fn a_text_that_grows_without_end_is_refused_in_time() {
         long,
         "x".repeat(2_000_000),
     ] {
-        let start = Instant::now();
+        let start = worked();
         let problems = problems(&text);
         assert!(!problems.is_empty() && problems.len() <= 1100, "{} problems", problems.len());
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?} for {:?}…", start.elapsed(), &text[..20]);
+        assert!(worked() - start < Duration::from_secs(20), "{:?} for {:?}…", worked() - start, &text[..20]);
     }
 }
 

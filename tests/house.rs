@@ -47,6 +47,7 @@ const PURE: &[&str] = &[
 
 /// What else must not read the clock, the environment or a file. Of the proxy only the worker reads the clock.
 const TIMELESS: &[&str] = &[
+    "proxy/carry/",
     "proxy/dial.rs",
     "proxy/inbox.rs",
     "proxy/limits.rs",
@@ -108,9 +109,13 @@ const DOORWAYS: &[(&str, &[&str])] = &[
             "control/reply.rs",
             "control/route.rs",
             "daemon/state.rs",
+            "proxy/carry/",
+            "proxy/door.rs",
+            "proxy/session.rs",
             "bin/lbtest/",
         ],
     ),
+    ("serde_bytes", &["proxy/carry/mod.rs"]),
     ("serde_json", &["observe/json.rs", "bin/lbtest/report.rs"]),
     ("slab", &["proxy/worker.rs", "proxy/stock.rs"]), // the tables of sessions and of spares
     (

@@ -5,9 +5,10 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getpeername,
     getsockname, recv, send, setsockopt, shutdown, socket, sockopt,
@@ -195,6 +196,21 @@ pub fn limit_unacknowledged(fd: &OwnedFd, patience: std::time::Duration) {
     let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).min(i32::MAX as u32);
     // Fails only on a socket that is dead or not TCP.
     let _ = setsockopt(fd, sockopt::TcpUserTimeout, &millis);
+}
+
+/// A descriptor that an exec has brought here.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the predecessor owned it and is no more; its record has each descriptor once (`carry::assemble` checks),
+    // and nobody else in this process has heard of it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Says whether an exec leaves a descriptor open.
+pub fn keep_across_exec(fd: RawFd, keep: bool) -> Result<(), Errno> {
+    let flags = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    // SAFETY: borrowed for this call alone; where it is not open, the kernel says so and nothing happens.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)
 }
 
 /// Microseconds of CLOCK_MONOTONIC.

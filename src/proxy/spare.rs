@@ -15,7 +15,8 @@ use super::serve::{interest, is_shortage, may_meet_itself};
 use super::session::SpareUse;
 use super::socket::{self, Dialled};
 use super::stock::{PAUSE, Spare};
-use super::worker::{Token, Worker};
+use super::token::Token;
+use super::worker::Worker;
 use crate::snapshot::{BackendCell, Pool};
 use crate::words::{Cause, Phase};
 

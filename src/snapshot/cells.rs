@@ -269,6 +269,11 @@ impl Cells {
         self.listeners.values()
     }
 
+    /// Every pool, by name.
+    pub(super) fn pools(&self) -> impl Iterator<Item = &Arc<PoolCell>> {
+        self.pools.values()
+    }
+
     /// Every backend, by pool and name.
     pub fn backends(&self) -> impl Iterator<Item = &Arc<BackendCell>> {
         self.backends.values()

@@ -49,7 +49,7 @@ impl Door {
         let path = dir.path().join("control.sock");
         let (listener, socket) = socket::bind(&Place::named(&path), 0o600, None).unwrap();
         let (sender, asks) = mpsc::channel(8);
-        let serving = tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), sender, limits));
+        let serving = tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), Roll::default(), sender, limits));
         Self { asks, serving, path, _socket: socket, _dir: dir }
     }
 

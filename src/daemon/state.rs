@@ -15,6 +15,7 @@ use tracing::{error, warn};
 
 use super::event::Decision;
 use super::logging::{moment, timestamp};
+use super::signals::leave_to_others;
 use crate::observe::json;
 use crate::words::{AdminState, BackendRef};
 
@@ -46,6 +47,7 @@ impl Keeper {
         let (finish, finished) = channel();
         let (tell, written) = watch::channel((0, Ok(())));
         thread::Builder::new().name("lbd-state".into()).spawn(move || {
+            leave_to_others();
             write_all(&path, &taken, &tell);
             let _ = finish.send(());
         })?;

@@ -70,6 +70,7 @@ impl Supervisor {
             backends_up,
             backends_total,
             sessions: self.cells.sessions(),
+            upgrades: self.upgrades,
             warnings,
         }
     }

@@ -84,6 +84,7 @@ impl World {
         let facts = Facts {
             version: "0".into(),
             pid: 1,
+            uid: 0,
             workers: WORKERS,
             pulse: Some(Duration::from_secs(3)),
             keeps: true,

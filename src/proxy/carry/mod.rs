@@ -3,9 +3,13 @@
 //! it, [`share`] fits it to another number of workers, [`assemble`] makes a worker of it again.
 
 mod assemble;
+#[cfg(test)]
+mod laws;
 mod names;
 mod picture;
 mod share;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;

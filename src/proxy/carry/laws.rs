@@ -55,7 +55,7 @@ fn flow() -> impl Strategy<Value = CarriedFlow> {
     (any::<u64>(), prop::collection::vec(any::<u8>(), 0..20), any::<[bool; 6]>(), 0u8..108).prop_map(
         |(bytes, held, [bulk, sent, ended, closed, whole, last], header)| CarriedFlow {
             bytes,
-            held,
+            held: held.into(),
             bulk,
             sent,
             header,

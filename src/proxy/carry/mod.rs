@@ -16,6 +16,7 @@ use std::os::fd::RawFd;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::door::Hold;
 use super::session::{SpareUse, State};
@@ -147,8 +148,7 @@ pub struct CarriedFlow {
     /// Bytes read from the source.
     pub bytes: u64,
     /// What was read and not yet written.
-    #[serde(with = "serde_bytes")]
-    pub held: Vec<u8>,
+    pub held: ByteBuf,
     /// The last read found more than may be held.
     pub bulk: bool,
     /// The sink has taken a byte of the source's.

@@ -207,6 +207,9 @@ pub fn own(fd: RawFd) -> OwnedFd {
 
 /// Says whether an exec leaves a descriptor open.
 pub fn keep_across_exec(fd: RawFd, keep: bool) -> Result<(), Errno> {
+    if fd < 0 {
+        return Err(Errno::EBADF); // no descriptor, and no number that may be borrowed as one
+    }
     let flags = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
     // SAFETY: borrowed for this call alone; where it is not open, the kernel says so and nothing happens.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };

@@ -237,6 +237,12 @@ impl Spares {
         self.table.iter()
     }
 
+    /// Takes all out, as an exec would.
+    #[cfg(test)]
+    pub fn drain(&mut self) -> impl Iterator<Item = Spare> {
+        self.table.drain()
+    }
+
     /// A backend has a place again.
     pub fn has_room(&mut self, backend: &Arc<BackendCell>, now: u64) {
         if let Some(at) = self.stock(backend).filter(|at| self.stocks[*at].full) {

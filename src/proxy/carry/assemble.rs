@@ -37,7 +37,7 @@ impl fmt::Display for Unfit {
 impl std::error::Error for Unfit {}
 
 /// A worker that is whole and owns nothing yet: dropped, it closes nothing.
-pub struct Assembled(ManuallyDrop<Worker>);
+pub struct Assembled(pub(super) ManuallyDrop<Worker>);
 
 impl Assembled {
     /// From here on the descriptors are the worker's. There must be no way back to the predecessor any more.
@@ -215,7 +215,7 @@ fn version(number: u8) -> Result<ProxyVersion, Unfit> {
 }
 
 /// Everything that a worker relies on and would otherwise find out in the middle of a turn.
-fn check(carried: &CarriedWorker) -> Result<(), Unfit> {
+pub(super) fn check(carried: &CarriedWorker) -> Result<(), Unfit> {
     let wrong = |what: String| Err(Unfit(what));
     let mut seen: HashSet<RawFd> = HashSet::with_capacity(carried.sessions.len() * 2);
     if let Some(fd) = carried.descriptors().find(|fd| *fd < 0 || !seen.insert(*fd)) {

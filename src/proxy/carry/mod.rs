@@ -3,15 +3,20 @@
 //! it, [`share`] fits it to another number of workers, [`assemble`] makes a worker of it again.
 
 mod assemble;
+#[cfg(test)]
+mod laws;
 mod names;
 mod picture;
 mod share;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::door::Hold;
 use super::session::{SpareUse, State};
@@ -143,8 +148,7 @@ pub struct CarriedFlow {
     /// Bytes read from the source.
     pub bytes: u64,
     /// What was read and not yet written.
-    #[serde(with = "serde_bytes")]
-    pub held: Vec<u8>,
+    pub held: ByteBuf,
     /// The last read found more than may be held.
     pub bulk: bool,
     /// The sink has taken a byte of the source's.

@@ -79,7 +79,7 @@ fn flow(flow: &Flow) -> CarriedFlow {
     let Flow { bytes, held: _, bulk, sent, header, ended, closed, whole, last } = flow;
     CarriedFlow {
         bytes: *bytes,
-        held: flow.unwritten().to_vec(),
+        held: flow.unwritten().to_vec().into(),
         bulk: *bulk,
         sent: *sent,
         header: *header,

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::names::Renumbered;
 use super::{CarriedQueue, CarriedSession, CarriedStock, CarriedWorker};
 
 /// The same sessions, doors and spare connections for `count` workers. The same number changes nothing.
@@ -23,16 +24,12 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
         }
         // All names are in every share, under the same numbers.
         let numbers = shares[0].names.merge(&worker.names);
-        let number = |all: &[u32], old: u32| all.get(old as usize).copied().unwrap_or(u32::MAX); // found out by `assemble`
         let mut moved = HashMap::with_capacity(worker.sessions.len());
         for mut session in worker.sessions {
             let share = &mut shares[dealt % count];
             let old = session.key;
             session.key = share.sessions.len() as u32;
-            session.listener = number(&numbers.listeners, session.listener);
-            session.pool = number(&numbers.pools, session.pool);
-            session.backend = session.backend.map(|old| number(&numbers.backends, old));
-            session.tried.iter_mut().for_each(|tried| *tried = number(&numbers.backends, *tried));
+            session.renumber(&numbers);
             moved.insert(old, (dealt % count, session.key));
             share.sessions.push(session);
             dealt += 1;
@@ -62,6 +59,20 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
         put_in_order(share);
     }
     shares
+}
+
+/// A number without a name stays without one, which `assemble` finds out.
+fn number(all: &[u32], old: u32) -> u32 {
+    all.get(old as usize).copied().unwrap_or(u32::MAX)
+}
+
+impl CarriedSession {
+    pub(super) fn renumber(&mut self, numbers: &Renumbered) {
+        self.listener = number(&numbers.listeners, self.listener);
+        self.pool = number(&numbers.pools, self.pool);
+        self.backend = self.backend.map(|old| number(&numbers.backends, old));
+        self.tried.iter_mut().for_each(|tried| *tried = number(&numbers.backends, *tried));
+    }
 }
 
 fn empty_shares(workers: &[CarriedWorker], count: usize) -> Vec<CarriedWorker> {

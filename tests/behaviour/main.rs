@@ -22,3 +22,4 @@ mod spare;
 mod starting;
 mod stopping;
 mod timeouts;
+mod upgrade;

@@ -52,9 +52,13 @@ impl Roll {
         self.open().iter().filter(|(_, stage)| **stage == Stage::Silent).map(|(fd, _)| *fd).collect()
     }
 
-    /// Whether an answer is being written.
-    pub fn is_answering(&self) -> bool {
-        self.open().values().any(|stage| *stage == Stage::Answered)
+    /// Whether a request is on its way to the supervisor, which has those of `known`, or an answer on its way out.
+    pub fn is_in_transit(&self, known: impl Fn(RawFd) -> bool) -> bool {
+        self.open().iter().any(|(connection, stage)| match stage {
+            Stage::Silent => false,
+            Stage::Asking => !known(*connection),
+            Stage::Answered => true,
+        })
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<RawFd, Stage>> {

@@ -85,6 +85,9 @@ impl Left {
             .map(|(setup, carried)| Worker::assemble(setup, carried, supervisor.cells()))
             .map(|worker| worker.unwrap_or_else(|e| give_up(&or_back(e.to_string()))))
             .collect();
+        if let Some(at) = self.settlement.short_since {
+            effects.limits.ran_short(at); // it was told of
+        }
         let how = self.settlement.settle(now().micros);
         effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()).collect());
         effects.sockets.bind_further(&self.doors, count, &effects.notifier);

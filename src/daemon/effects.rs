@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
@@ -26,7 +27,7 @@ use crate::control::server::{answer_late, has_gone};
 use crate::control::{Reply, Roll};
 use crate::control::socket::ControlSocket;
 use crate::probe::Prober;
-use crate::proxy::{self, Command, Line, Worker};
+use crate::proxy::{self, Command, Limits, Line, Worker};
 use crate::snapshot::{Publisher, Revision};
 use crate::words::{Address, Generation};
 
@@ -109,6 +110,8 @@ pub struct Effects {
     pub checked: mpsc::Sender<(AskId, Result<Target, String>)>,
     /// The program that this process was started from, as the operator knows it.
     pub installed: PathBuf,
+    /// What the process may have.
+    pub limits: Arc<Limits>,
     /// Requests so far.
     pub asked: u64,
     /// While they stand still, and since when.

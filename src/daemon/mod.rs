@@ -17,10 +17,10 @@ pub mod unit;
 pub mod upgrade;
 pub mod watch;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -220,6 +220,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         connected,
         checked: checked_sender,
         installed,
+        limits: Arc::clone(&limits),
         asked,
         parked: (Vec::new(), 0),
         sockets,
@@ -305,7 +306,9 @@ impl Sources {
     /// A program that was tried, once no request is on its way to the supervisor and no answer on its way out: those would
     /// end with this program. Nothing runs beside this between the look and what follows from it.
     fn ripe(&mut self, effects: &Effects) -> Option<Checked> {
-        let is_quiet = self.asks.is_empty() && !effects.connected.0.is_answering();
+        self.held.as_ref()?;
+        let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
+        let is_quiet = !effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
         let (checked, _) = self.held.take_if(|(_, latest)| is_quiet || *latest <= Instant::now())?;
         Some(checked)
     }

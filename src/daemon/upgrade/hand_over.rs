@@ -87,6 +87,7 @@ impl Effects {
             silent: roll.silent(),
             askers: self.answers.iter().map(|(ask, asker)| (ask.0, asker.number())).collect(),
             asked: self.asked,
+            short_since: self.limits.short_since(),
         };
         let workers: Vec<CarriedWorker> = self.parked.0.iter().map(Worker::carry).collect();
         let mut kept = daemon.descriptors();

@@ -42,6 +42,9 @@ struct CarriedDaemon {
     askers: Vec<(u64, RawFd)>,
     /// Requests so far.
     asked: u64,
+    /// When something ran out last, in a spell of shortage that has been told of.
+    #[serde(default)]
+    short_since: Option<u64>,
 }
 
 impl CarriedDaemon {

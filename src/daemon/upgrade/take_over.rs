@@ -66,6 +66,8 @@ pub(in crate::daemon) struct Settlement {
     called: Called,
     kept: Vec<RawFd>,
     from: String,
+    /// In a spell of shortage, when something ran out last.
+    pub short_since: Option<u64>,
     asker: u64,
     frozen_at: u64,
 }
@@ -89,6 +91,7 @@ impl Heritage {
             called,
             kept,
             from: daemon.supervisor.version.clone(),
+            short_since: daemon.short_since,
             asker: daemon.supervisor.asker,
             frozen_at: daemon.frozen_at,
         };

@@ -143,6 +143,7 @@ impl Worker {
             tracing::error!(worker = self.index, address = %door.address, "cannot listen: {e}");
             return;
         }
+        self.mark_new(&door.socket);
         self.doors.insert(door);
         self.plan_spares();
     }

@@ -78,6 +78,7 @@ impl Worker {
                 Dialled::Connected(fd) => (fd, true),
             };
             self.epoll.add(&fd, EpollEvent::new(interest(), Token::Spare(key).pack()))?;
+            self.mark_new(&fd);
             Ok((fd, connected))
         });
         match dialled {

@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, info};
 
+use super::carry::Marking;
 use super::door::{Door, Hold};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
@@ -93,6 +94,8 @@ pub struct Worker {
     pub(super) retired: Vec<OwnedFd>,
     /// What is here was another program's, and has not had a turn yet.
     pub(super) taken_over: bool,
+    /// What an exec does to what is here.
+    pub(super) marking: Marking,
 }
 
 impl Worker {
@@ -139,6 +142,7 @@ impl Worker {
             seed: now | 1,
             retired: Vec::new(),
             taken_over: false,
+            marking: Marking::default(),
         }
     }
 
@@ -199,6 +203,14 @@ impl Worker {
                 self.serve_queues();
                 self.bury();
             }
+            while self.marking.is_unfinished() {
+                if self.mark_some() {
+                    self.inbox.marked();
+                    self.acknowledged.notify_one();
+                } else if !parked {
+                    break;
+                }
+            }
             if parked {
                 return;
             }
@@ -207,7 +219,7 @@ impl Worker {
 
     /// How long to wait for events.
     fn patience(&self) -> EpollTimeout {
-        if !self.again.is_empty() {
+        if !self.again.is_empty() || self.marking.is_unfinished() {
             return EpollTimeout::ZERO;
         }
         let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX)).min(self.spares.due());
@@ -258,6 +270,7 @@ impl Worker {
                     self.inbox.turn(number);
                     self.acknowledged.notify_one();
                 }
+                Command::OnExec(what) => self.mark(what),
                 Command::Park => parked = true,
             }
         }

@@ -1,7 +1,7 @@
 //! Makes a worker of its picture. Up to [`Assembled::commit`] no descriptor of the predecessor's is read, written,
 //! closed or registered elsewhere, whatever goes wrong: it is executed again then, and finds all as it left it.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
@@ -217,28 +217,33 @@ fn version(number: u8) -> Result<ProxyVersion, Unfit> {
 /// Everything that a worker relies on and would otherwise find out in the middle of a turn.
 pub(super) fn check(carried: &CarriedWorker) -> Result<(), Unfit> {
     let wrong = |what: String| Err(Unfit(what));
-    let mut seen: HashSet<RawFd> = HashSet::with_capacity(carried.sessions.len() * 2);
-    if let Some(fd) = carried.descriptors().find(|fd| *fd < 0 || !seen.insert(*fd)) {
+    let mut descriptors: Vec<RawFd> = carried.descriptors().collect();
+    descriptors.sort_unstable();
+    let same = descriptors.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+    if let Some(fd) = same.or(descriptors.first().copied().filter(|fd| *fd < 0)) {
         return wrong(format!("descriptor {fd} is carried twice, or is none"));
     }
-    let mut states: HashMap<u32, State> = HashMap::with_capacity(carried.sessions.len());
+    if let Some(two) = carried.sessions.windows(2).find(|two| two[0].key >= two[1].key) {
+        return wrong(format!("session {} stands behind session {}", two[1].key, two[0].key));
+    }
     for CarriedSession { key, state, server, backend, .. } in &carried.sessions {
-        if states.insert(*key, *state).is_some() {
-            return wrong(format!("two sessions have the key {key}"));
-        }
         let served = matches!(state, State::Connecting | State::Relaying);
         if *state == State::Gone || server.is_some() != served || backend.is_some() != served {
             let (server, backend) = (server.is_some(), backend.is_some());
             return wrong(format!("session {key} is {state:?}, with a server: {server}, with a backend: {backend}"));
         }
     }
-    if let Some(key) = carried.again.iter().find(|key| !states.contains_key(key)) {
+    let state = |key: &u32| {
+        let at = carried.sessions.binary_search_by_key(key, |session| session.key).ok()?;
+        Some(carried.sessions[at].state)
+    };
+    if let Some(key) = carried.again.iter().find(|key| state(key).is_none()) {
         return wrong(format!("session {key} is to have a turn and is not there"));
     }
-    let waiting = states.values().filter(|state| **state == State::Queued).count();
+    let waiting = carried.sessions.iter().filter(|session| session.state == State::Queued).count();
     let mut queued = HashSet::new();
     for key in carried.queues.iter().flat_map(|queue| &queue.keys) {
-        if states.get(key) != Some(&State::Queued) || !queued.insert(*key) {
+        if state(key) != Some(State::Queued) || !queued.insert(*key) {
             return wrong(format!("session {key} stands in a queue and is not waiting, or stands there twice"));
         }
     }

@@ -273,7 +273,7 @@ fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
     let cases: [(&str, Spoil); 12] = [
         ("is carried twice", |it| it.sessions[1].client.fd = it.sessions[0].client.fd),
         ("is carried twice, or is none", |it| it.sessions[1].client.fd = -1),
-        ("two sessions have the key", |it| it.sessions[1].key = it.sessions[0].key),
+        ("stands behind session", |it| it.sessions[1].key = it.sessions[0].key),
         ("is Gone", |it| it.sessions[0].state = State::Gone),
         ("with a server: false", |it| it.sessions[0].server = None),
         ("is not there", |it| it.again.push(2)),
@@ -301,13 +301,14 @@ fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
         assert!(told.contains(why), "{told}");
     }
     let all: Vec<RawFd> = right.descriptors().collect();
-    keep_across_exec(&all, true).unwrap(); // which finds each of them open
     let mut one_is_not = all.clone();
     one_is_not.push(-1);
-    assert_eq!(keep_across_exec(&one_is_not, false), Err(Errno::EBADF));
+    assert_eq!(keep_on_exec(&one_is_not), Err(nix::errno::Errno::EBADF));
     let closes = |fd: &RawFd| std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap().contains("\t02000");
-    assert!(!all.iter().any(closes), "all or none");
-    keep_across_exec(&all, false).unwrap();
+    assert!(all.iter().all(closes), "all or none");
+    keep_on_exec(&all).unwrap();
+    assert!(!all.iter().any(closes));
+    close_on_exec(&all).unwrap();
     assert!(all.iter().all(closes));
     drop(assemble(right).0.unwrap().commit());
 }

@@ -8,23 +8,24 @@ mod laws;
 mod names;
 mod picture;
 mod share;
+mod survive;
 #[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::door::Hold;
 use super::session::{SpareUse, State};
-use super::socket;
 
 pub use assemble::{Assembled, Unfit};
 pub use names::{Names, Spelled, recall};
 pub use share::share_out;
+pub(super) use survive::Marking;
+pub use survive::{OnExec, close_on_exec, keep_on_exec};
 
 /// A worker between two turns. All times are microseconds of CLOCK_MONOTONIC.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -210,20 +211,4 @@ impl CarriedWorker {
         let doors = self.doors.iter().map(|door| door.fd);
         epolls.chain(doors).chain(sessions.flatten()).chain(self.spares.iter().map(|spare| spare.fd))
     }
-}
-
-/// Says of descriptors whether an exec leaves them open. All or none: where one cannot be had so, the others are as before.
-///
-/// # Errors
-/// One of them is not open.
-pub fn keep_across_exec(descriptors: &[RawFd], keep: bool) -> Result<(), Errno> {
-    for (done, fd) in descriptors.iter().enumerate() {
-        if let Err(e) = socket::keep_across_exec(*fd, keep) {
-            for fd in &descriptors[..done] {
-                let _ = socket::keep_across_exec(*fd, !keep); // it was open a moment ago
-            }
-            return Err(e);
-        }
-    }
-    Ok(())
 }

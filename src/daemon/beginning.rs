@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::thread;
 
 use super::effects::{Asker, Effects};
 use super::event::{AskId, Decision, TookOver};
@@ -79,17 +80,23 @@ impl Left {
     /// Makes workers of it, closes the way back, and puts them to work.
     pub fn settle(self, setups: Vec<Setup>, supervisor: &Supervisor, effects: &mut Effects) -> TookOver {
         let count = setups.len();
-        let assembled: Vec<_> = setups
-            .into_iter()
-            .zip(self.workers)
-            .map(|(setup, carried)| Worker::assemble(setup, carried, supervisor.cells()))
-            .map(|worker| worker.unwrap_or_else(|e| give_up(&or_back(e.to_string()))))
-            .collect();
+        let cells = supervisor.cells();
+        let assemble = |setup, carried| {
+            Worker::assemble(setup, carried, cells).unwrap_or_else(|e| give_up(&or_back(e.to_string())))
+        };
+        // Each by a thread of its own: that is a good part of the pause.
+        let assembled: Vec<_> = thread::scope(|scope| {
+            let parts = setups.into_iter().zip(self.workers);
+            let threads: Vec<_> =
+                parts.map(|(setup, carried)| scope.spawn(move || assemble(setup, carried))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.map(|worker| worker.unwrap_or_else(|_| give_up("its thread panicked"))).collect()
+        });
         if let Some(at) = self.settlement.short_since {
             effects.limits.ran_short(at); // it was told of
         }
         let how = self.settlement.settle(now().micros);
-        effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()).collect());
+        effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()));
         effects.sockets.bind_further(&self.doors, count, &effects.notifier);
         how
     }

@@ -1,5 +1,5 @@
-//! The workers' threads. A worker is put to work, and given back whole when it has parked: then it is data that can be carried
-//! away, or put to work again.
+//! The workers' threads. A worker is put to work, and given back whole when it has parked, with all that it has as plain data
+//! beside it: that can be carried away, or the worker be put to work again.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +10,21 @@ use nix::sys::eventfd::EventFd;
 use tracing::error;
 
 use super::signals;
+use crate::proxy::carry::OnExec;
 use crate::proxy::{self, Command, Inbox, Line, Worker};
 
+/// How often it is looked whether all is done that workers do beside serving.
+const LOOK: Duration = Duration::from_micros(200);
+
 /// Where workers that have parked are given back while somebody waits for them.
-type Desk = Arc<Mutex<Option<Sender<(usize, Worker)>>>>;
+type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
+
+/// A worker that stands still.
+pub struct Parked {
+    worker: Worker,
+    /// All that it has, as it is carried; each thread writes its own, which is most of the pause.
+    pub written: Result<Vec<u8>, String>,
+}
 
 /// All workers' threads.
 #[derive(Debug)]
@@ -58,7 +69,7 @@ impl Crew {
     }
 
     /// Puts workers to work, in their order.
-    pub fn begin(&self, workers: Vec<Worker>) {
+    pub fn begin(&self, workers: impl IntoIterator<Item = Worker>) {
         for (post, worker) in self.posts.iter().zip(workers) {
             if post.send(worker).is_err() {
                 error!("a worker's thread is gone; restart lbd");
@@ -66,17 +77,37 @@ impl Crew {
         }
     }
 
+    /// Has all that the workers have survive an exec, so that little of this is left for the time when they stand still. They
+    /// serve meanwhile; whoever is late does the rest then.
+    pub fn keep_on_exec(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        self.lines.iter().for_each(|line| told(line, OnExec::Keep));
+        while !self.lines.iter().all(Line::is_marked) && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Puts those to work again that have parked.
+    pub fn go_on(&self, parked: Vec<Parked>) {
+        self.begin(parked.into_iter().map(|parked| parked.worker));
+        self.close_on_exec();
+    }
+
+    fn close_on_exec(&self) {
+        self.lines.iter().for_each(|line| told(line, OnExec::Close));
+    }
+
     /// Has all of them park, and takes them. All or none.
     ///
     /// # Errors
     /// One is late; the others have gone on.
-    pub fn park(&self, patience: Duration) -> Result<Vec<Worker>, Late> {
+    pub fn park(&self, patience: Duration) -> Result<Vec<Parked>, Late> {
         let deadline = Instant::now() + patience;
         let (give, given) = channel();
         self.set_desk(Some(give));
         let untold: Vec<usize> =
             (0..).zip(&self.lines).filter(|(_, line)| line.tell(Command::Park).is_err()).map(|(n, _)| n).collect();
-        let mut parked: Vec<Option<Worker>> = self.lines.iter().map(|_| None).collect();
+        let mut parked: Vec<Option<Parked>> = self.lines.iter().map(|_| None).collect();
         while untold.is_empty() && parked.iter().any(Option::is_none) {
             match given.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok((index, worker)) => parked[index] = Some(worker),
@@ -90,15 +121,16 @@ impl Crew {
         if late.is_empty() {
             return Ok(parked.into_iter().flatten().collect());
         }
-        for (post, worker) in self.posts.iter().zip(parked) {
-            if let Some(worker) = worker {
-                let _ = post.send(worker);
+        for (post, parked) in self.posts.iter().zip(parked) {
+            if let Some(parked) = parked {
+                let _ = post.send(parked.worker);
             }
         }
+        self.close_on_exec();
         Err(Late(late))
     }
 
-    fn set_desk(&self, desk: Option<Sender<(usize, Worker)>>) {
+    fn set_desk(&self, desk: Option<Sender<(usize, Parked)>>) {
         *self.desk.lock().unwrap_or_else(PoisonError::into_inner) = desk;
     }
 }
@@ -108,14 +140,20 @@ fn work(index: usize, workers: &Receiver<Worker>, desk: &Desk) {
     while let Ok(mut worker) = workers.recv() {
         loop {
             worker.run();
+            let written = postcard::to_stdvec(&worker.carry()).map_err(|e| e.to_string());
             // Held while it is given: whoever clears the desk has then seen it.
             match &*desk.lock().unwrap_or_else(PoisonError::into_inner) {
                 Some(desk) => {
-                    let _ = desk.send((index, worker));
+                    let _ = desk.send((index, Parked { worker, written }));
                     break;
                 }
                 None => {} // too late: nobody waits any more
             }
         }
     }
+}
+
+/// One that takes no commands is found late by what follows.
+fn told(line: &Line, on_exec: OnExec) {
+    let _ = line.tell(Command::OnExec(on_exec));
 }

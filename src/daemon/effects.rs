@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::action::{Action, Doors, Exit, Notice};
-use super::crew::Crew;
+use super::crew::{Crew, Parked};
 use super::event::{AskId, BackendKey, Event, FileRead, Job};
 use super::logging::Logging;
 use super::sockets::Sockets;
@@ -27,7 +27,7 @@ use crate::control::server::{answer_late, has_gone};
 use crate::control::{Reply, Roll};
 use crate::control::socket::ControlSocket;
 use crate::probe::Prober;
-use crate::proxy::{self, Command, Limits, Line, Worker};
+use crate::proxy::{self, Command, Limits, Line};
 use crate::snapshot::{Publisher, Revision};
 use crate::words::{Address, Generation};
 
@@ -60,7 +60,8 @@ impl Asker {
         }
     }
 
-    fn has_gone(&self) -> bool {
+    /// Whether nobody is there any more.
+    pub fn has_gone(&self) -> bool {
         match self {
             Self::Here(answer, _) => answer.is_closed(),
             Self::Late(connection) => has_gone(connection),
@@ -115,7 +116,7 @@ pub struct Effects {
     /// Requests so far.
     pub asked: u64,
     /// While they stand still, and since when.
-    pub parked: (Vec<Worker>, u64),
+    pub parked: (Vec<Parked>, u64),
     /// Where clients are accepted.
     pub sockets: Sockets,
     /// What writes operators' decisions down, where they are kept.

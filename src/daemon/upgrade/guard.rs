@@ -43,7 +43,7 @@ pub struct Called {
     /// Why the successor, which was to take over, did not: this is the predecessor again.
     pub failure: Option<String>,
     /// The predecessor's program; its descriptor goes when the take-over is settled.
-    program: OwnedFd,
+    _program: OwnedFd,
 }
 
 /// Whether this process is to take over: then the way back is open from now on. To be called first of all.
@@ -61,7 +61,7 @@ pub fn called() -> Option<Called> {
     }
     // SAFETY: the predecessor has left these two open for us, and nobody else knows of them.
     let (record, program) = unsafe { (File::from_raw_fd(record), OwnedFd::from_raw_fd(program)) };
-    Some(Called { record, failure, program })
+    Some(Called { record, failure, _program: program })
 }
 
 /// The arguments of the process as it was started first.
@@ -76,7 +76,7 @@ pub fn arguments() -> Vec<OsString> {
 }
 
 /// Executes a program in place of this one, which is to take over by this record. `program` is this one's. Both are to
-/// be kept open ([`keep`]). Returns only where the kernel refuses.
+/// be kept open. Returns only where the kernel refuses.
 pub fn execute(target: &File, record: RawFd, program: RawFd) -> io::Error {
     match replaced_by(target, &format!("{record}:{program}")) {
         Ok(never) => match never {},
@@ -95,12 +95,11 @@ fn replaced_by(target: impl std::os::fd::AsFd, what: &str) -> io::Result<Infalli
     nix::unistd::execveat(target, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH).map_err(io::Error::from)
 }
 
-/// Has descriptors survive an exec, or not any more. Those that are closed are passed over.
-pub fn keep(descriptors: &[RawFd], over_exec: bool) {
-    let flag = if over_exec { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+/// Has an exec close these again. Those that are closed are passed over.
+pub fn close_on_exec(descriptors: &[RawFd]) {
     for fd in descriptors {
         // SAFETY: it is borrowed for this call alone, which does not mind a closed one.
-        let _ = fcntl(unsafe { BorrowedFd::borrow_raw(*fd) }, FcntlArg::F_SETFD(flag));
+        let _ = fcntl(unsafe { BorrowedFd::borrow_raw(*fd) }, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
     }
 }
 
@@ -114,7 +113,7 @@ impl Called {
     /// The take-over is done: the way back is closed, and what led there.
     pub fn settle(self) {
         close();
-        keep(&[std::os::fd::AsRawFd::as_raw_fd(&self.program)], false);
+        drop(self);
     }
 }
 

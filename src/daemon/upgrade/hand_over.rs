@@ -12,11 +12,13 @@ use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::daemon::{signals, unit};
 use crate::observe::json;
-use crate::proxy::carry::{CarriedWorker, keep_across_exec};
-use crate::proxy::{Worker, monotonic_micros};
+use crate::proxy::carry::keep_on_exec;
+use crate::proxy::monotonic_micros;
 
 /// How long the workers may take to come to a safe point.
 const PARK: Duration = Duration::from_secs(1);
+/// How long the workers may take before, for what is best done while they serve.
+const MARK: Duration = Duration::from_millis(500);
 /// How long the log may take for what was logged before, and then for what was logged meanwhile.
 const LOG: Duration = Duration::from_millis(100);
 const LAST_LOG: Duration = Duration::from_millis(2);
@@ -38,6 +40,7 @@ impl Effects {
             return Err("systemd is being asked something right now; ask again in a moment".into());
         }
         self.logging.flush_within(LOG);
+        self.crew.keep_on_exec(MARK);
         let since = monotonic_micros();
         let late = match self.crew.park(PARK) {
             Ok(workers) => {
@@ -54,7 +57,7 @@ impl Effects {
         signals::hold();
         let why = self.try_to_hand_over(target, supervisor);
         signals::take_again();
-        self.crew.begin(std::mem::take(&mut self.parked.0));
+        self.crew.go_on(std::mem::take(&mut self.parked.0));
         format!("{} cannot be executed: {why}", target.path.display())
     }
 
@@ -63,20 +66,22 @@ impl Effects {
             Ok((record, program, mut kept)) => {
                 self.logging.flush_within(LAST_LOG);
                 kept.extend([record.as_raw_fd(), program.as_raw_fd()]);
-                if let Err(e) = keep_across_exec(&kept, true) {
+                if let Err(e) = keep_on_exec(&kept) {
                     return e.into();
                 }
                 let why = guard::execute(&target.file, record.as_raw_fd(), program.as_raw_fd());
-                let _ = keep_across_exec(&kept, false);
+                guard::close_on_exec(&kept);
                 why
             }
             Err(e) => e,
         }
     }
 
-    /// The record, this program, and every descriptor that is to survive.
+    /// The record, this program, and every descriptor that is to survive, but for those of the workers, who have seen to it.
     fn written(&self, supervisor: CarriedSupervisor) -> io::Result<(std::fs::File, std::fs::File, Vec<RawFd>)> {
         let (roll, control_door) = &self.connected;
+        // The number of a connection that is closed may be another descriptor's by now.
+        let askers = self.answers.iter().filter(|(_, asker)| !asker.has_gone());
         let daemon = CarriedDaemon {
             frozen_at: self.parked.1,
             installed: self.installed.clone(),
@@ -85,17 +90,15 @@ impl Effects {
             control: self.control.carry(),
             control_door: *control_door,
             silent: roll.silent(),
-            askers: self.answers.iter().map(|(ask, asker)| (ask.0, asker.number())).collect(),
+            askers: askers.map(|(ask, asker)| (ask.0, asker.number())).collect(),
             asked: self.asked,
             short_since: self.limits.short_since(),
         };
-        let workers: Vec<CarriedWorker> = self.parked.0.iter().map(Worker::carry).collect();
-        let mut kept = daemon.descriptors();
-        kept.extend(workers.iter().flat_map(CarriedWorker::descriptors));
-        let mut sections =
-            vec![json::compact(&daemon).into_bytes(), self.in_force.1.clone(), self.seen.clone()];
-        for worker in &workers {
-            sections.push(postcard::to_stdvec(worker).map_err(io::Error::other)?);
+        let kept = daemon.descriptors();
+        let daemon = json::compact(&daemon);
+        let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
+        for parked in &self.parked.0 {
+            sections.push(parked.written.as_ref().map_err(|why| io::Error::other(why.clone()))?);
         }
         Ok((record::write(&sections)?, guard::own_program()?, kept))
     }

@@ -23,9 +23,9 @@ const MOST: u64 = 8 << 30;
 ///
 /// # Errors
 /// There is no memory or descriptor left.
-pub fn write(sections: &[Vec<u8>]) -> io::Result<File> {
-    let mut body = Vec::with_capacity(sections.iter().map(|section| section.len() + 8).sum());
-    for section in sections {
+pub fn write(sections: &[impl AsRef<[u8]>]) -> io::Result<File> {
+    let mut body = Vec::with_capacity(sections.iter().map(|section| section.as_ref().len() + 8).sum());
+    for section in sections.iter().map(AsRef::as_ref) {
         body.extend_from_slice(&(section.len() as u64).to_le_bytes());
         body.extend_from_slice(section);
     }
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(read(&record).unwrap(), sections());
         assert_eq!(read(&record).unwrap(), sections(), "whoever falls back reads it again");
         assert!(record.write_at(b"x", 0).is_err() && record.set_len(3).is_err());
-        assert_eq!(read(&write(&[]).unwrap()).unwrap(), Vec::<Vec<u8>>::new());
+        assert_eq!(read(&write(&[b""; 0]).unwrap()).unwrap(), Vec::<Vec<u8>>::new());
     }
 
     #[test]

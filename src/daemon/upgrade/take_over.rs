@@ -3,9 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
+use std::thread;
 use std::time::Duration;
 
-use super::guard::{Called, keep, or_back, owned};
+use tracing::warn;
+
+use super::guard::{Called, or_back, owned};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
 use crate::daemon::effects::Asker;
 use crate::daemon::event::{AskId, TookOver};
@@ -14,7 +17,7 @@ use crate::daemon::supervisor::CarriedSupervisor;
 use crate::control::Roll;
 use crate::control::socket::ControlSocket;
 use crate::observe::json;
-use crate::proxy::carry::CarriedWorker;
+use crate::proxy::carry::{CarriedWorker, close_on_exec};
 use crate::words::Address;
 
 /// What a program is left by the one that it was executed in place of.
@@ -42,12 +45,26 @@ pub fn read(called: Called) -> Result<Heritage, String> {
     }
     let daemon: CarriedDaemon =
         json::read(&sections[DAEMON]).map_err(|e| or_back(format!("the record makes no sense: {e}")))?;
-    let workers: Result<Vec<CarriedWorker>, _> =
-        sections[WORKERS..].iter().map(|section| postcard::from_bytes(section)).collect();
-    let workers = workers.map_err(|e| or_back(format!("a worker's record makes no sense: {e}")))?;
+    let no_sense = |e| or_back(format!("a worker's record makes no sense: {e}"));
+    let workers: Result<Vec<CarriedWorker>, _> = thread::scope(|scope| {
+        let read = |section: &'_ Vec<u8>| postcard::from_bytes(section).map_err(no_sense);
+        let threads: Vec<_> = sections[WORKERS..].iter().map(|section| scope.spawn(move || read(section))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(or_back(UNREAD.into()))));
+        joined.collect()
+    });
+    let workers = workers?;
+    let mut all = daemon.descriptors();
+    all.extend(workers.iter().flat_map(CarriedWorker::descriptors));
+    all.sort_unstable();
+    if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(or_back(format!("the record has descriptor {} for two things", twice[0])));
+    }
     let [in_force, seen] = [IN_FORCE, SEEN].map(|n| sections[n].clone());
     Ok(Heritage { called, daemon, in_force, seen, workers })
 }
+
+/// A thread that panics has gone back already.
+const UNREAD: &str = "a worker's record could not be read";
 
 /// What is there for the daemon, but for the workers.
 pub(in crate::daemon) struct Belongings {
@@ -118,7 +135,9 @@ impl Settlement {
     /// Everything is built: there is no way back any more, and no other program has these descriptors. `now` is microseconds
     /// of CLOCK_MONOTONIC.
     pub(in crate::daemon) fn settle(mut self, now: u64) -> TookOver {
-        keep(&self.kept, false);
+        if let Err(e) = close_on_exec(&self.kept) {
+            warn!("what was carried over would survive the next program, too: {e}");
+        }
         let failure = self.called.failure.take();
         self.called.settle();
         let pause = Duration::from_micros(now.saturating_sub(self.frozen_at));

@@ -39,6 +39,8 @@ impl Effects {
         if unit::is_being_asked() {
             return Err("systemd is being asked something right now; ask again in a moment".into());
         }
+        // From here on, or a flood of them would wake every short sleep again and again.
+        signals::hold();
         self.logging.flush_within(LOG);
         self.crew.keep_on_exec(MARK);
         let since = monotonic_micros();
@@ -49,12 +51,12 @@ impl Effects {
             }
             Err(late) => late.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
+        signals::take_again();
         Err(format!("worker {late} did not come to a safe point within {} s", PARK.as_secs()))
     }
 
     /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
     pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
-        signals::hold();
         let why = self.try_to_hand_over(target, supervisor);
         signals::take_again();
         self.crew.go_on(std::mem::take(&mut self.parked.0));

@@ -117,12 +117,12 @@ impl Machine {
         });
     }
 
-    /// Installs the package, over another one where there is one.
-    pub fn install(&self, revision: Revision) {
+    /// Installs the package, over another one where there is one. Returns what dpkg and its scripts said.
+    pub fn install(&self, revision: Revision) -> String {
         let [old, new] = PACKAGES.as_ref().unwrap();
         let package = if revision == Revision::Old { old } else { new };
         self.put(&fs::read(package).unwrap(), "/root/lbd.deb");
-        self.done(&["dpkg", "-i", "/root/lbd.deb"]);
+        self.done(&["dpkg", "-i", "/root/lbd.deb"])
     }
 
     /// Writes the configuration.

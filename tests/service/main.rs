@@ -17,4 +17,5 @@ mod restart;
 mod stop;
 mod trial;
 mod unit;
+mod upgrade;
 mod watchdog;

@@ -1,28 +1,46 @@
-//! The package: an upgrade refuses nobody, and what was purged has left nothing.
+//! The package: nobody notices an upgrade, and what was purged has left nothing.
 
-use crate::load::Load;
+use crate::load::{Load, LongOnes};
 use crate::machine::{CONFIG, Machine, Revision};
 
 #[test]
-fn an_upgrade_refuses_nobody() {
+fn an_upgrade_is_noticed_by_nobody() {
     let Some(machine) = Machine::serving() else { return };
-    let (load, before) = (Load::start(&machine), machine.property("MainPID"));
-    machine.install(Revision::New);
-    assert_ne!(machine.property("MainPID"), before, "the new version runs");
+    let (load, sessions, before) = (Load::start(&machine), LongOnes::open(&machine), machine.property("MainPID"));
+    let idle = machine.inside(|| std::net::TcpStream::connect(("127.0.0.1", 8080)).unwrap());
+    let said = machine.install(Revision::New);
+    assert!(said.contains("lbd: upgraded in place: lbd "), "{said}");
+    assert_eq!((machine.property("MainPID"), machine.property("NRestarts")), (before, "0".into()));
     assert_eq!(machine.property("ActiveState"), "active");
+    let status = machine.done(&["lbctl", "status"]);
+    assert!(status.contains("upgraded in place, 1 so far"), "{status}");
+    sessions.end_unharmed();
+    crate::client::echoes(&idle.into()).unwrap();
     load.ends_unharmed();
     // The operator's own file was kept.
     assert_eq!(machine.done(&["cat", "/etc/lbd/lbd.yaml"]), CONFIG);
 }
 
 #[test]
-fn an_upgrade_whose_file_is_refused_leaves_the_old_one_serving() {
+fn an_upgrade_serves_by_the_file_in_force_whatever_has_become_of_it() {
     let Some(machine) = Machine::serving() else { return };
     let before = machine.property("MainPID");
     machine.configure(&CONFIG.replace("pool: web", "pool: wep"));
     let load = Load::start(&machine);
     machine.install(Revision::New);
     assert_eq!(machine.property("MainPID"), before);
+    load.ends_unharmed();
+}
+
+#[test]
+fn where_no_upgrade_in_place_is_to_be_had_it_restarts_and_refuses_nobody() {
+    let Some(machine) = Machine::serving() else { return };
+    // Nobody finds lbd's control socket there.
+    machine.drop_in("[Service]\nExecStart=\nExecStart=/usr/sbin/lbd --control /run/lbd/elsewhere.sock\n");
+    machine.done(&["systemctl", "restart", "lbd"]);
+    let (load, before) = (Load::start(&machine), machine.property("MainPID"));
+    machine.install(Revision::New);
+    assert_ne!(machine.property("MainPID"), before, "the new version runs");
     load.ends_unharmed();
 }
 

@@ -1,7 +1,7 @@
 //! The way on and the way back: executes a program in place of this one, and holds a door open to the predecessor for as long
 //! as a successor is taking over. Whatever ends the successor then (a panic, a crash, an exit, an error, a second without
 //! getting there) executes the predecessor again, by its descriptor and with the same record; until the take-over is settled
-//! nobody has touched a session. One of the files with `unsafe`.
+//! nobody has touched a session. One of the three files with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::convert::Infallible;
@@ -28,6 +28,8 @@ const FATAL: [Signal; 5] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Sig
 /// The way back is open.
 static OPEN: AtomicBool = AtomicBool::new(false);
 static PREDECESSOR: OnceLock<Predecessor> = OnceLock::new();
+/// What handled fatal signals before.
+static BEFORE: OnceLock<Vec<(Signal, SigAction)>> = OnceLock::new();
 
 /// What is needed to be the predecessor again.
 struct Predecessor {
@@ -134,11 +136,12 @@ fn open(predecessor: Predecessor) {
     }));
     // SAFETY: the function is one of this program, which ends with the process.
     unsafe { nix::libc::atexit(exited) };
-    let handler = SigAction::new(SigHandler::Handler(crashed), SaFlags::SA_NODEFER, SigSet::empty());
-    for signal in FATAL {
-        // SAFETY: the handler does nothing but execute another program, or leave.
-        let _ = unsafe { sigaction(signal, &handler) };
-    }
+    // On a stack of its own: the other one may be what has run out.
+    let flags = SaFlags::SA_NODEFER | SaFlags::SA_ONSTACK;
+    let handler = SigAction::new(SigHandler::Handler(crashed), flags, SigSet::empty());
+    // SAFETY: the handler does nothing but execute another program, or leave.
+    let taken = FATAL.iter().filter_map(|signal| Some((*signal, unsafe { sigaction(*signal, &handler) }.ok()?)));
+    let _ = BEFORE.set(taken.collect());
     let watch = thread::Builder::new().name("lbd-guard".into()).spawn(|| {
         thread::sleep(PATIENCE);
         or_back(format!("it had not taken over within {} s", PATIENCE.as_secs()))
@@ -151,10 +154,9 @@ fn open(predecessor: Predecessor) {
 fn close() {
     OPEN.store(false, SeqCst);
     let _ = std::panic::take_hook();
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in FATAL {
-        // SAFETY: nothing of this program runs at such a signal any more.
-        let _ = unsafe { sigaction(signal, &default) };
+    for (signal, before) in BEFORE.get().into_iter().flatten() {
+        // SAFETY: it was so before: Rust's own handler, which tells of a stack that has run out, or none.
+        let _ = unsafe { sigaction(*signal, before) };
     }
 }
 

@@ -10,10 +10,9 @@ use super::{CarriedDaemon, Target, guard, record, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
-use crate::daemon::{signals, unit};
+use crate::daemon::{now, signals, unit};
 use crate::observe::json;
 use crate::proxy::carry::keep_on_exec;
-use crate::proxy::monotonic_micros;
 
 /// How long the workers may take to come to a safe point.
 const PARK: Duration = Duration::from_secs(1);
@@ -43,7 +42,7 @@ impl Effects {
         signals::hold();
         self.logging.flush_within(LOG);
         self.crew.keep_on_exec(MARK);
-        let since = monotonic_micros();
+        let since = now().micros;
         let late = match self.crew.park(PARK) {
             Ok(workers) => {
                 self.parked = (workers, since);

@@ -12,7 +12,7 @@ use lbd::control::client::{ClientError, ask};
 use lbd::control::server::{Limits, serve};
 use lbd::control::socket::{self, ControlSocket};
 use lbd::control::{
-    Asked, LiveSessions, Place, Pools, ProblemLine, ReloadOutcome, Reply, Request, ShutdownMode, Target, Wait,
+    Asked, LiveSessions, Place, Pools, ProblemLine, ReloadOutcome, Reply, Request, Roll, ShutdownMode, Target, Wait,
 };
 use lbd::observe::{PoolStats, Stats};
 use nix::sys::signal::{Signal, kill};

@@ -94,7 +94,8 @@ fn main() -> ExitCode {
     with_logging(config.log.level, |logging| {
         let passed = passed.map_err(|e| format!("what systemd passes cannot be taken: {e}"))?;
         let source = Source::File(absolute(&arguments.config));
-        let start = Start { config, content, source, control: arguments.control.map(Place::named), passed, heritage: None };
+        let start =
+            Start { config, content, source, control: arguments.control.map(Place::named), passed, heritage: None };
         daemon::run(start, logging, |_| ())
     })
 }
@@ -156,7 +157,14 @@ fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> 
     let backends = demo::echo_backends(BACKENDS).map_err(|e| format!("the echo backends cannot start: {e}"))?;
     let config = demo::configuration(&backends).map_err(|_| "the demo's own configuration is wrong".to_owned())?;
     let place = arguments.control.as_ref().map_or_else(|| usual.clone(), Place::named);
-    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place), passed: Vec::new(), heritage: None };
+    let start = Start {
+        config,
+        content: Vec::new(),
+        source: Source::Demo,
+        control: Some(place),
+        passed: Vec::new(),
+        heritage: None,
+    };
     daemon::run(start, logging, |ready| {
         // lbctl asks there first: a line to copy must never reach another lbd.
         let elsewhere = std::env::var_os("LBD_SOCKET").is_some() || Place::system().path.exists();

@@ -229,13 +229,7 @@ mod tests {
             (Reply::Changed { generation: 2, lines: vec!["a".into()] }, "changed", 0, 200),
             (Reply::Drained { generation: 2, backends: vec!["web/b1".into()] }, "drained", 0, 200),
             (
-                Reply::Upgraded {
-                    from: "0.1.0".into(),
-                    to: "0.2.0".into(),
-                    upgrades: 1,
-                    sessions: 2,
-                    pause_us: 3210,
-                },
+                Reply::Upgraded { from: "0.1.0".into(), to: "0.2.0".into(), upgrades: 1, sessions: 2, pause_us: 3210 },
                 "upgraded",
                 0,
                 200,

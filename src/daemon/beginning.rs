@@ -69,8 +69,7 @@ pub fn inherited(heritage: Heritage, config: &Config, facts: Facts) -> Result<Or
     let mut cells = Cells::inherit(&carried.cells, facts.workers).map_err(or_back)?;
     recall(&workers, &mut cells);
     let now = now();
-    let supervisor =
-        Supervisor::inherit(facts, config.clone(), cells, carried, now.micros, now).map_err(or_back)?;
+    let supervisor = Supervisor::inherit(facts, config.clone(), cells, carried, now.micros, now).map_err(or_back)?;
     let answers = askers.into_iter().collect();
     let left = Some(Left { workers, doors, settlement });
     Ok(Origin { supervisor, sockets, control, control_door, roll, answers, asked, installed, seen, left })
@@ -87,8 +86,7 @@ impl Left {
         // Each by a thread of its own: that is a good part of the pause.
         let assembled: Vec<_> = thread::scope(|scope| {
             let parts = setups.into_iter().zip(self.workers);
-            let threads: Vec<_> =
-                parts.map(|(setup, carried)| scope.spawn(move || assemble(setup, carried))).collect();
+            let threads: Vec<_> = parts.map(|(setup, carried)| scope.spawn(move || assemble(setup, carried))).collect();
             let joined = threads.into_iter().map(|thread| thread.join());
             joined.map(|worker| worker.unwrap_or_else(|_| give_up("its thread panicked"))).collect()
         });

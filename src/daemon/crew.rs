@@ -142,13 +142,10 @@ fn work(index: usize, workers: &Receiver<Worker>, desk: &Desk) {
             worker.run();
             let written = postcard::to_stdvec(&worker.carry()).map_err(|e| e.to_string());
             // Held while it is given: whoever clears the desk has then seen it.
-            match &*desk.lock().unwrap_or_else(PoisonError::into_inner) {
-                Some(desk) => {
-                    let _ = desk.send((index, Parked { worker, written }));
-                    break;
-                }
-                None => {} // too late: nobody waits any more
-            }
+            let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(desk) = &*desk else { continue }; // too late: nobody waits any more
+            let _ = desk.send((index, Parked { worker, written }));
+            break;
         }
     }
 }

@@ -30,8 +30,8 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
-use crate::control::server::{self, Asked};
 use crate::control::Place;
+use crate::control::server::{self, Asked};
 use crate::probe::{ProbeError, Probed, Prober};
 use crate::proxy::{self, Limits, Outcome, Setup, Worker};
 use crate::snapshot::publish_first;
@@ -229,8 +229,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         turned: 0,
         source: start.source,
     };
-    let sources =
-        Sources { signals, asks, changed, acknowledged, probes, outcomes, job, written, checked, held: None };
+    let sources = Sources { signals, asks, changed, acknowledged, probes, outcomes, job, written, checked, held: None };
     let first = match left {
         None => {
             let no_worker = |e| format!("a worker cannot start: {e}");

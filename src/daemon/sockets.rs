@@ -114,7 +114,8 @@ impl Sockets {
     /// address as asked for. Where one more is refused, clients are served by those that have one.
     pub fn bind_further(&mut self, there: &BTreeMap<Address, usize>, workers: usize, systemd: &Notifier) {
         self.further = (0..workers).map(|_| Vec::new()).collect();
-        for (asked, held) in self.held.iter_mut().filter(|(asked, held)| matches!(asked, Address::Ip(_)) && !held.lent) {
+        for (asked, held) in self.held.iter_mut().filter(|(asked, held)| matches!(asked, Address::Ip(_)) && !held.lent)
+        {
             let count = there.get(asked).copied().unwrap_or(0);
             if count == 0 || count >= workers {
                 continue;

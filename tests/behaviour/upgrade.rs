@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use nix::sys::ptrace;
 use serde_json::Value;
 use socket2::Socket;
 
@@ -180,7 +181,8 @@ fn a_reload_after_an_upgrade_moves_the_listener_and_who_was_leaving_still_is() {
     assert_eq!(lbd.backend("web/a")["state"], "leaving");
     echoes(&client).unwrap();
     let before = lbd.web();
-    let other = web(&[("b", &b)], "").replace("web: { bind", "other: { bind: \"127.0.0.2:0\", pool: web }, web: { bind");
+    let other =
+        web(&[("b", &b)], "").replace("web: { bind", "other: { bind: \"127.0.0.2:0\", pool: web }, web: { bind");
     assert_eq!(lbd.reload(&other).code, Some(0));
     assert_eq!(lbd.web(), before);
     upgrade(&lbd);
@@ -242,8 +244,10 @@ fn entry(bytes: &[u8]) -> usize {
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
     let (entry, table) = (number(24), number(32));
     let loads = (0..bytes[56] as usize).map(|n| table + n * 56).filter(|at| bytes[*at] == 1);
-    let (offset, address, size) =
-        loads.map(|at| (number(at + 8), number(at + 16), number(at + 32))).find(|(_, a, s)| (*a..a + s).contains(&entry)).unwrap();
+    let (offset, address, size) = loads
+        .map(|at| (number(at + 8), number(at + 16), number(at + 32)))
+        .find(|(_, a, s)| (*a..a + s).contains(&entry))
+        .unwrap();
     assert!(size > 0);
     entry - address + offset
 }
@@ -260,7 +264,10 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
         (dir.to_owned(), "is no regular file"),
         (file(dir, "text", b"hello", 0o755), "is no program"),
         (file(dir, "script", b"#!/bin/sh\nexec lbd\n", 0o755), "is a script"),
-        (altered(dir, "foreign", |bytes| bytes[18..20].copy_from_slice(&243u16.to_le_bytes())), "is a program for riscv64"),
+        (
+            altered(dir, "foreign", |bytes| bytes[18..20].copy_from_slice(&243u16.to_le_bytes())),
+            "is a program for riscv64",
+        ),
         (altered(dir, "cut", |bytes| bytes.truncate(bytes.len() - 1)), "is truncated"),
         (altered(dir, "stub", |bytes| bytes.truncate(5000)), "is truncated"),
         ("/bin/true".into(), "is no lbd that can take over"),
@@ -274,7 +281,8 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
             let at = bytes.windows(loader.len()).position(|part| part == loader).unwrap();
             bytes[at + loader.len() - 1] = b'9';
         };
-        kinds.push((altered(dir, "loader", missing), "needs the interpreter /lib64/ld-linux-x86-64.so.9, which is not"));
+        kinds
+            .push((altered(dir, "loader", missing), "needs the interpreter /lib64/ld-linux-x86-64.so.9, which is not"));
         let crash = |bytes: &mut Vec<u8>| {
             let at = entry(bytes);
             bytes[at..at + 2].copy_from_slice(&[0x0f, 0x0b]); // an instruction that is none
@@ -396,4 +404,26 @@ fn a_large_answer_under_way_is_whole() {
     let reading: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || receive_pattern(&client))).collect();
     (0..3).for_each(|_| drop(upgrade(&lbd)));
     reading.into_iter().for_each(|it| assert_eq!(it.join().unwrap().unwrap(), 16 << 20));
+}
+
+#[test]
+fn where_a_worker_does_not_come_to_a_safe_point_the_others_go_on_and_so_does_it() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let to = lbd.web();
+    let clients: Vec<Socket> = (0..20).map(|_| connect(to)).collect();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    // Who traces a thread must be one and the same thread all along.
+    let worker = lbd.thread("lbd-worker-1");
+    ptrace::seize(worker, ptrace::Options::empty()).unwrap();
+    ptrace::interrupt(worker).unwrap();
+    until("it stands still", || {
+        fs::read_to_string(format!("/proc/{worker}/stat")).unwrap().contains(") t ").then_some(())
+    });
+    let ran = lbd.lbctl(&["upgrade"]);
+    assert!(ran.code == Some(1) && ran.err.contains("worker 1 did not come to a safe point within 1 s"), "{ran:?}");
+    ptrace::detach(worker, None).unwrap();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    upgrade(&lbd);
+    clients.iter().for_each(|client| echoes(client).unwrap());
 }

@@ -11,13 +11,15 @@ fn rights(machine: &Machine) -> String {
     let status = machine.done(&["cat", &format!("/proc/{}/status", machine.property("MainPID"))]);
     let kinds = ["Name", "Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp:", "Sig"];
     // What is pending comes and goes.
-    let lasting = status.lines().filter(|line| kinds.iter().any(|kind| line.starts_with(kind)) && !line.starts_with("SigQ"));
+    let lasting =
+        status.lines().filter(|line| kinds.iter().any(|kind| line.starts_with(kind)) && !line.starts_with("SigQ"));
     lasting.map(|line| format!("{line}\n")).collect()
 }
 
 /// What systemd knows of the service that an upgrade must not change.
 fn known(machine: &Machine) -> Vec<String> {
-    let properties = ["MainPID", "NRestarts", "ActiveState", "SubState", "ControlGroup", "NFileDescriptorStore", "WatchdogUSec"];
+    let properties =
+        ["MainPID", "NRestarts", "ActiveState", "SubState", "ControlGroup", "NFileDescriptorStore", "WatchdogUSec"];
     properties.iter().map(|name| format!("{name}={}", machine.property(name))).collect()
 }
 

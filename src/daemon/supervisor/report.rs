@@ -19,7 +19,8 @@ impl Supervisor {
         let sessions = self.cells.sessions();
         let stopping = if self.stage.is_stopping() { "stopping; " } else { "" };
         let version = &self.facts.version;
-        let upgraded = if self.upgrades > 0 { format!("; upgraded in place: {}", self.upgrades) } else { String::new() };
+        let upgraded =
+            if self.upgrades > 0 { format!("; upgraded in place: {}", self.upgrades) } else { String::new() };
         format!(
             "{stopping}generation {}, {up} of {total} backends up, sessions: {sessions}; lbd {version}{upgraded}",
             self.generation

@@ -1,6 +1,7 @@
 //! Single histories of the supervisor, named after what they promise or after what once went wrong.
 
 mod service;
+mod upgrade;
 
 use std::time::{Duration, Instant, SystemTime};
 

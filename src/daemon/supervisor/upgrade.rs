@@ -29,8 +29,12 @@ impl Supervisor {
         let may_name = peer.uid == 0 || peer.uid == self.facts.uid;
         let refused = match (&self.upgrading, self.stage) {
             (Some(_), _) => "an upgrade is under way; ask again when it is over",
-            (_, stage) if stage != Stage::Serving || self.job_asked => "lbd is starting or stopping; nothing was changed",
-            _ if self.facts.config_path.is_none() => "the demo's backends are in lbd itself, and no other program can have them",
+            (_, stage) if stage != Stage::Serving || self.job_asked => {
+                "lbd is starting or stopping; nothing was changed"
+            }
+            _ if self.facts.config_path.is_none() => {
+                "the demo's backends are in lbd itself, and no other program can have them"
+            }
             _ if asked.program.is_some() && !may_name => {
                 "only root and the user that lbd runs as may say which program; leave it out for the installed one"
             }
@@ -103,7 +107,10 @@ impl Supervisor {
 
     fn refuse_upgrade(&mut self, ask: AskId, why: &str, out: &mut Vec<Action>) {
         error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}");
-        out.push(Action::Answer(ask, Reply::refused(format!("{why}\nlbd {} serves on; nothing was changed", self.facts.version))));
+        out.push(Action::Answer(
+            ask,
+            Reply::refused(format!("{why}\nlbd {} serves on; nothing was changed", self.facts.version)),
+        ));
     }
 
     /// True while this program must not begin anything.

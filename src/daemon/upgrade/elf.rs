@@ -132,9 +132,10 @@ mod tests {
     use super::*;
 
     fn own() -> Vec<u8> {
-        let mut all = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        all.truncate(HEAD);
-        all
+        let mut head = Vec::new();
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, HEAD as u64), &mut head).unwrap();
+        head
     }
 
     fn length() -> u64 {

@@ -11,8 +11,8 @@ mod take_over;
 mod target;
 
 pub use guard::{Called, arguments, called, or_back, take_name};
-pub use take_over::{Heritage, read};
 pub(in crate::daemon) use take_over::{Belongings, Settlement};
+pub use take_over::{Heritage, read};
 pub use target::{CHECK, Target, own_path, say};
 
 use std::os::fd::RawFd;

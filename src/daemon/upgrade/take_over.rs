@@ -10,12 +10,12 @@ use tracing::warn;
 
 use super::guard::{Called, or_back, owned};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
+use crate::control::Roll;
+use crate::control::socket::ControlSocket;
 use crate::daemon::effects::Asker;
 use crate::daemon::event::{AskId, TookOver};
 use crate::daemon::sockets::Sockets;
 use crate::daemon::supervisor::CarriedSupervisor;
-use crate::control::Roll;
-use crate::control::socket::ControlSocket;
 use crate::observe::json;
 use crate::proxy::carry::{CarriedWorker, close_on_exec};
 use crate::words::Address;

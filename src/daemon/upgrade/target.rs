@@ -133,7 +133,9 @@ async fn ask(file: &File, content: &[u8]) -> Result<Said, String> {
     command.arg0("lbd").arg(CHECK).env_remove("NOTIFY_SOCKET").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
-        Errno::EACCES => "may not be executed: by the user that lbd runs as, or on this file system (noexec)".to_owned(),
+        Errno::EACCES => {
+            "may not be executed: by the user that lbd runs as, or on this file system (noexec)".to_owned()
+        }
         Errno::ETXTBSY => "is still being written; ask again when it is whole".to_owned(),
         Errno::ENOEXEC => "is no program that this machine executes".to_owned(),
         _ => format!("cannot be executed: {e}"),

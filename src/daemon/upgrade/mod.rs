@@ -1,7 +1,7 @@
 //! Another program takes over in place: same process, same descriptors, no session that notices.
 //!
-//! [`target`] finds out which program can; [`hand_over`] has everything stand still, writes it down in a [`record`] and has the
-//! kernel execute the program; there [`take_over`] reads it, while [`guard`] holds the way back open until all is built.
+//! `target` finds out which program can; `hand_over` has everything stand still, writes it down in a `record` and has the
+//! kernel execute the program; there `take_over` reads it, while `guard` holds the way back open until all is built.
 
 mod elf;
 mod guard;

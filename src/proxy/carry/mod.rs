@@ -1,6 +1,6 @@
 //! Sessions on their way into another program: everything of a worker that outlives an exec, as plain data. Descriptors
-//! are numbers here, cells are names; nothing is owned, so that whoever lets go of it closes nothing. [`picture`] takes
-//! it, [`share`] fits it to another number of workers, [`assemble`] makes a worker of it again.
+//! are numbers here, cells are names; nothing is owned, so that whoever lets go of it closes nothing. `picture.rs` takes
+//! it, `share.rs` fits it to another number of workers, `assemble.rs` makes a worker of it again.
 
 mod assemble;
 #[cfg(test)]
@@ -76,7 +76,7 @@ pub struct CarriedDoor {
 pub struct CarriedSession {
     /// Its place in the worker's table.
     pub key: u32,
-    /// What it is doing; never [`State::Gone`].
+    /// What it is doing; never gone.
     pub state: State,
     /// The client's socket.
     pub client: CarriedEnd,

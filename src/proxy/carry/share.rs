@@ -44,8 +44,8 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
         }
         let stocks: BTreeMap<u32, CarriedStock> =
             worker.stocks.into_iter().map(|stock| (number(&numbers.backends, stock.backend), stock)).collect();
-        for (n, mut spare) in worker.spares.into_iter().enumerate() {
-            let share = &mut shares[(index + n) % count];
+        for mut spare in worker.spares {
+            let share = &mut shares[index % count]; // where there are doors: another would close it
             spare.key = share.spares.len() as u32;
             spare.backend = number(&numbers.backends, spare.backend);
             let pause = stocks.get(&spare.backend).map_or((0, false), |stock| (stock.not_before, stock.full));

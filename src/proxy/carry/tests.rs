@@ -6,13 +6,27 @@ mod states;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::sync::Arc;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use fleet::Fleet;
 
+use super::{CarriedWorker, OnExec};
+use crate::proxy::Command;
+
 use crate::proxy::tests::{echo_server, say, say_goodbye};
+
+/// Held by who looks at the marks of descriptors: [`super::close_on_exec`] sets others' too.
+pub(super) static MARKS: Mutex<()> = Mutex::new(());
+
+/// Whether an exec closes it.
+pub(super) fn closes(fd: RawFd) -> bool {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    u32::from_str_radix(flags.trim(), 8).unwrap() & 0o2_000_000 != 0
+}
 
 fn text(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|i| (i ^ (i >> 8) ^ (i >> 16) ^ seed) as u8).collect()
@@ -104,4 +118,31 @@ fn what_was_assembled_and_not_committed_leaves_the_sessions_to_the_predecessor()
         say(&mut client, b"awake");
         say(&mut fleet.client(), b"hello");
     }
+}
+
+#[test]
+fn an_exec_leaves_open_what_is_carried_and_after_a_change_of_mind_closes_it() {
+    let _alone = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut fleet = Fleet::serving(2, &format!("a: {}", echo_server()), "spare_connections: 2");
+    let mut clients: Vec<_> = (0..200).map(|_| fleet.client()).collect();
+    clients.iter_mut().for_each(|client| say(client, b"hello"));
+    for (what, closed) in [(OnExec::Keep, false), (OnExec::Close, true), (OnExec::Keep, false)] {
+        fleet.around.lines.iter().for_each(|line| line.tell(Command::OnExec(what)).unwrap());
+        clients.extend((0..20).map(|_| fleet.client()));
+        clients.iter_mut().for_each(|client| say(client, b"hello"));
+        fleet.until("all are marked", || fleet.around.lines.iter().all(|line| line.is_marked()));
+        clients.extend((0..20).map(|_| fleet.client()));
+        clients.iter_mut().for_each(|client| say(client, b"hello"));
+        let parked = fleet.park();
+        let carried = fleet::through_bytes(&parked);
+        let all: Vec<RawFd> = carried.iter().flat_map(CarriedWorker::descriptors).collect();
+        assert!(all.len() > 2 * clients.len());
+        assert!(all.iter().all(|fd| closes(*fd) == closed), "{what:?}");
+        fleet.run(parked);
+    }
+    // Parked at once, it is done all the same.
+    fleet.around.lines.iter().for_each(|line| line.tell(Command::OnExec(OnExec::Close)).unwrap());
+    let parked = fleet.park();
+    assert!(fleet::through_bytes(&parked).iter().flat_map(CarriedWorker::descriptors).all(closes));
+    fleet.run(parked);
 }

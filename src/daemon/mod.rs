@@ -48,9 +48,10 @@ use upgrade::{Heritage, or_back};
 const ASKS: usize = 64;
 /// Results of probes and dials that may wait for it.
 const OUTCOMES: usize = 1024;
-/// How often it is looked whether all answers are written before another program takes over, and how long at most.
+/// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
+/// how long at most.
 const MOMENT: Duration = Duration::from_millis(1);
-const LATEST: Duration = Duration::from_millis(200);
+const LATEST: Duration = Duration::from_millis(500);
 /// How long to wait where nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long the last answers and the last lines of the log may take at the end.
@@ -302,12 +303,13 @@ impl Sources {
         }
     }
 
-    /// A program that was tried, once no request is on its way to the supervisor and no answer on its way out: those would
-    /// end with this program. Nothing runs beside this between the look and what follows from it.
+    /// A program that was tried, once no request is on its way to the supervisor, no answer on its way out and no child under
+    /// way: those would end with this program. Nothing runs beside this between the look and what follows from it.
     fn ripe(&mut self, effects: &Effects) -> Option<Checked> {
         self.held.as_ref()?;
         let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
-        let is_quiet = !effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
+        let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
+        let is_quiet = !in_transit && !unit::is_being_asked();
         let (checked, _) = self.held.take_if(|(_, latest)| is_quiet || *latest <= Instant::now())?;
         Some(checked)
     }

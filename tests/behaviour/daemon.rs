@@ -243,7 +243,8 @@ impl Drop for Lbd {
     }
 }
 
-/// Another lbd takes over again and again while the test runs: `LBD_TEST_UPGRADE=1` makes it every second, in every test.
+/// Another lbd takes over again and again while the test runs: `LBD_TEST_UPGRADE=1` makes it every second, in every test but
+/// those that are about it.
 struct Upgrading {
     stop: Sender<()>,
     thread: JoinHandle<Vec<String>>,
@@ -253,6 +254,9 @@ impl Upgrading {
     fn as_asked(dir: &Path) -> Option<Self> {
         let seconds = std::env::var("LBD_TEST_UPGRADE").ok()?.parse().unwrap();
         let every = Duration::from_secs_f64(seconds);
+        if thread::current().name().is_some_and(|test| test.contains("upgrade")) {
+            return None; // it makes its own
+        }
         let socket = dir.join("control.sock");
         let (stop, stopped) = channel();
         let thread = thread::spawn(move || {

@@ -96,7 +96,7 @@ impl Effects {
             short_since: self.limits.short_since(),
         };
         let kept = daemon.descriptors();
-        let daemon = json::compact(&daemon);
+        let daemon = json::try_compact(&daemon).map_err(io::Error::other)?;
         let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
         for parked in &self.parked.0 {
             sections.push(parked.written.as_ref().map_err(|why| io::Error::other(why.clone()))?);

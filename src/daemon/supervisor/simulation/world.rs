@@ -310,6 +310,7 @@ impl World {
         let (facts, seed) = (self.supervisor.facts.clone(), self.numbers);
         let mut next = Supervisor::inherit(facts, config, cells, carried, seed, now).expect("it makes sense");
         next.first.clone_from(&self.supervisor.first);
+        laws::a_successor_knows_the_same(&self.supervisor, &next);
         let same =
             |cell: &BackendCell| Arc::clone(next.cells.backend(&cell.reference, &cell.address).expect("it is carried"));
         for session in &mut self.sessions {

@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
@@ -230,7 +230,19 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         turned: 0,
         source: start.source,
     };
-    let sources = Sources { signals, asks, changed, acknowledged, probes, outcomes, job, written, checked, held: None };
+    let sources = Sources {
+        signals,
+        asks,
+        changed,
+        acknowledged,
+        probes,
+        outcomes,
+        job,
+        written,
+        checked,
+        held: None,
+        signals_held: false,
+    };
     let first = match left {
         None => {
             let no_worker = |e| format!("a worker cannot start: {e}");
@@ -258,14 +270,29 @@ struct Sources {
     checked: mpsc::Receiver<Checked>,
     /// Was tried, and waits for operators who asked before.
     held: Option<(Checked, Instant)>,
+    /// Signals wait for what comes of that.
+    signals_held: bool,
 }
 
 impl Sources {
     /// Waits for whatever happens first, until `deadline` at the latest.
     async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Event {
         loop {
-            if let Some((ask, result)) = self.ripe(effects) {
-                return Event::Checked(ask, result);
+            if self.held.is_none() && std::mem::take(&mut self.signals_held) {
+                signals::take_again(); // nothing was executed
+            }
+            if self.is_ripe(effects) {
+                if !std::mem::replace(&mut self.signals_held, true) {
+                    signals::hold();
+                    sleep(MOMENT).await; // one that is on its way through the runtime arrives; it would be lost
+                    continue;
+                }
+                if let Some(signal) = self.signals.now().await {
+                    return asked_by(signal); // it counts first
+                }
+                if let Some(((ask, result), _)) = self.held.take() {
+                    return Event::Checked(ask, result);
+                }
             }
             let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
             return tokio::select! {
@@ -275,10 +302,7 @@ impl Sources {
                     effects.answers.insert(ask, Asker::Here(asked.answer, asked.connection));
                     Event::Asked(ask, asked.request, asked.peer)
                 }
-                signal = self.signals.next() => match signal {
-                    signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
-                    signals::Asked::Stop => Event::StopAsked,
-                },
+                signal = self.signals.next() => asked_by(signal),
                 Ok(()) = self.written.changed() => {
                     let (number, result) = self.written.borrow_and_update().clone();
                     Event::Kept(number, result)
@@ -303,15 +327,21 @@ impl Sources {
         }
     }
 
-    /// A program that was tried, once no request is on its way to the supervisor, no answer on its way out and no child under
+    /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
     /// way: those would end with this program. Nothing runs beside this between the look and what follows from it.
-    fn ripe(&mut self, effects: &Effects) -> Option<Checked> {
-        self.held.as_ref()?;
+    fn is_ripe(&self, effects: &Effects) -> bool {
+        let Some((_, latest)) = self.held else { return false };
         let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
         let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
         let is_quiet = !in_transit && !unit::is_being_asked();
-        let (checked, _) = self.held.take_if(|(_, latest)| is_quiet || *latest <= Instant::now())?;
-        Some(checked)
+        is_quiet || latest <= Instant::now()
+    }
+}
+
+fn asked_by(signal: signals::Asked) -> Event {
+    match signal {
+        signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
+        signals::Asked::Stop => Event::StopAsked,
     }
 }
 

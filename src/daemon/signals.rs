@@ -57,6 +57,15 @@ impl Signals {
         })
     }
 
+    /// One that has come already.
+    pub async fn now(&mut self) -> Option<Asked> {
+        tokio::select! {
+            biased;
+            asked = self.next() => Some(asked),
+            () = std::future::ready(()) => None,
+        }
+    }
+
     /// The next one. Signals of one kind that come faster than they are taken are merged. Cancel safe.
     pub async fn next(&mut self) -> Asked {
         tokio::select! {

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 
@@ -382,6 +383,24 @@ fn signals_that_come_during_an_upgrade_are_not_lost() {
     drop(client);
     lbd.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(lbd.end().code, Some(0));
+}
+
+#[test]
+fn a_stop_that_is_asked_for_during_an_upgrade_comes_after_it() {
+    let a = Backend::start(echo);
+    for turn in 0..12 {
+        let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
+        let mut upgrading =
+            lbd.lbctl_command(&["upgrade"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        if turn % 2 == 0 {
+            lbd.await_log("is to take over");
+        } else {
+            (0..turn * 300).for_each(|_| thread::yield_now());
+        }
+        lbd.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(lbd.end().code, Some(0));
+        upgrading.wait().unwrap();
+    }
 }
 
 #[test]

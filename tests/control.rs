@@ -12,7 +12,7 @@ use lbd::control::client::{ClientError, ask};
 use lbd::control::server::{Limits, serve};
 use lbd::control::socket::{self, ControlSocket};
 use lbd::control::{
-    Asked, LiveSessions, Place, Pools, ProblemLine, ReloadOutcome, Reply, Request, ShutdownMode, Target, Wait,
+    Asked, LiveSessions, Place, Pools, ProblemLine, ReloadOutcome, Reply, Request, Roll, ShutdownMode, Target, Wait,
 };
 use lbd::observe::{PoolStats, Stats};
 use nix::sys::signal::{Signal, kill};
@@ -49,7 +49,7 @@ impl Door {
         let path = dir.path().join("control.sock");
         let (listener, socket) = socket::bind(&Place::named(&path), 0o600, None).unwrap();
         let (sender, asks) = mpsc::channel(8);
-        let serving = tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), sender, limits));
+        let serving = tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), Roll::default(), sender, limits));
         Self { asks, serving, path, _socket: socket, _dir: dir }
     }
 

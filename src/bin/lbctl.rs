@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use lbd::control::client::{ClientError, ask};
-use lbd::control::{LiveSessions, Place, Pools, Reply, Request, ShutdownMode, Target, Wait, socket};
+use lbd::control::{Earnest, LiveSessions, Place, Pools, Reply, Request, ShutdownMode, Target, Upgrade, Wait, socket};
 use lbd::observe::{Colour, Paper, json};
 use lbd::words::PoolName;
 
@@ -48,6 +48,7 @@ Examples:
   lbctl stats web --watch
   lbctl drain web/backend-2 --wait --timeout 10s && systemctl restart backend-2
   lbctl enable web/backend-2
+  lbctl upgrade --dry-run
   lbctl --json stats | jq '.pools[].backends[] | select(.state != \"up\") | .name'";
 
 #[derive(Subcommand)]
@@ -110,6 +111,19 @@ enum Command {
 
         #[command(flatten)]
         why: OverrideArgs,
+    },
+
+    /// Have another lbd take over in place: no session ends, no client is refused
+    ///
+    /// The program is tried first; one that is not fit is refused, with the reason, and nothing has changed. So it is where it
+    /// fails while it takes over: the one that has served until then goes on.
+    Upgrade {
+        /// The program; only root and the user that lbd runs as may name one [default: where lbd was started from]
+        program: Option<String>, // a path that is no text could not be told
+
+        /// Only try the program, and say what would be carried over and what not
+        #[arg(long)]
+        dry_run: bool,
     },
 
     /// Stop the daemon when its sessions have ended, within its drain_timeout
@@ -202,6 +216,11 @@ fn task(command: Command) -> Task {
             reason: why.reason,
             expires: why.expires,
         },
+        Command::Upgrade { program, dry_run } => Request::Upgrade(Upgrade {
+            // The daemon has a working directory of its own.
+            program: program.map(|path| std::path::absolute(&path).unwrap_or_else(|_| path.into())),
+            earnest: if dry_run { Earnest::Tried } else { Earnest::Done },
+        }),
         Command::Shutdown { now } => {
             Request::Shutdown { mode: if now { ShutdownMode::Now } else { ShutdownMode::Graceful } }
         }

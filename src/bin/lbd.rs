@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
-use lbd::config::{LogLevel, Problem, render};
+use lbd::config::{Config, LogLevel, Problem, render};
 use lbd::control::Place;
 use lbd::daemon::demo::{self, Tools};
 use lbd::daemon::effects::{Source, read_file};
 use lbd::daemon::event::FileRead;
 use lbd::daemon::logging::{self, Logging};
-use lbd::daemon::{self, Start, systemd};
+use lbd::daemon::{self, Start, systemd, upgrade};
 use lbd::words::Address;
 
 /// EX_CONFIG of sysexits.h; the unit does not restart after it.
@@ -39,6 +39,9 @@ struct Arguments {
     /// else lbd/control.sock in the user's runtime folder]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Whether this program can take over from one that runs; for lbd itself, which asks it
+    #[arg(long, hide = true, exclusive = true)]
+    handover_check: bool,
     /// Print a completion script for a shell, and exit
     #[arg(long, value_name = "SHELL", exclusive = true)]
     completions: Option<Shell>,
@@ -54,13 +57,22 @@ Signals: SIGHUP reloads; SIGTERM and SIGINT let sessions finish, then stop; a se
 Exit codes: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.";
 
 fn main() -> ExitCode {
-    let passed = systemd::passed(); // first: they are no other's descriptors yet
-    let arguments = Arguments::parse();
+    let called = upgrade::called(); // first: from here on nothing goes wrong without a way back
+    upgrade::take_name(c"lbd");
+    // Then: they are no other's descriptors yet. Who takes over has them already.
+    let passed = if called.is_none() { systemd::passed() } else { Ok(Vec::new()) };
+    let arguments = Arguments::parse_from(upgrade::arguments());
     if let Some(shell) = arguments.completions {
         return complete(shell);
     }
     if arguments.demo {
         return with_logging(LogLevel::Warn, |logging| show(&arguments, logging));
+    }
+    if arguments.handover_check {
+        return upgrade::say();
+    }
+    if let Some(called) = called {
+        return take_over(&arguments, called);
     }
     let (read, content) = read_file(&arguments.config);
     let config = match read {
@@ -82,7 +94,31 @@ fn main() -> ExitCode {
     with_logging(config.log.level, |logging| {
         let passed = passed.map_err(|e| format!("what systemd passes cannot be taken: {e}"))?;
         let source = Source::File(absolute(&arguments.config));
-        let start = Start { config, content, source, control: arguments.control.map(Place::named), passed };
+        let start =
+            Start { config, content, source, control: arguments.control.map(Place::named), passed, heritage: None };
+        daemon::run(start, logging, |_| ())
+    })
+}
+
+/// Goes on where another program was, in whose place this one was executed.
+fn take_over(arguments: &Arguments, called: upgrade::Called) -> ExitCode {
+    let taken = upgrade::read(called).and_then(|heritage| match Config::parse(&heritage.in_force) {
+        Ok(config) => Ok((heritage, config)),
+        Err(problems) => {
+            let all: Vec<String> = problems.iter().map(|problem| problem.one_line("lbd.yaml")).collect();
+            Err(upgrade::or_back(format!("it refuses the configuration in force: {}", all.join("; "))))
+        }
+    });
+    let (heritage, config) = match taken {
+        Ok(taken) => taken,
+        Err(why) => {
+            eprintln!("lbd: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    with_logging(config.log.level, |logging| {
+        let (content, source) = (heritage.in_force.clone(), Source::File(absolute(&arguments.config)));
+        let start = Start { config, content, source, control: None, passed: Vec::new(), heritage: Some(heritage) };
         daemon::run(start, logging, |_| ())
     })
 }
@@ -121,7 +157,14 @@ fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> 
     let backends = demo::echo_backends(BACKENDS).map_err(|e| format!("the echo backends cannot start: {e}"))?;
     let config = demo::configuration(&backends).map_err(|_| "the demo's own configuration is wrong".to_owned())?;
     let place = arguments.control.as_ref().map_or_else(|| usual.clone(), Place::named);
-    let start = Start { config, content: Vec::new(), source: Source::Demo, control: Some(place), passed: Vec::new() };
+    let start = Start {
+        config,
+        content: Vec::new(),
+        source: Source::Demo,
+        control: Some(place),
+        passed: Vec::new(),
+        heritage: None,
+    };
     daemon::run(start, logging, |ready| {
         // lbctl asks there first: a line to copy must never reach another lbd.
         let elsewhere = std::env::var_os("LBD_SOCKET").is_some() || Place::system().path.exists();

@@ -5,6 +5,7 @@ pub mod client;
 mod place;
 mod reply;
 mod request;
+mod roll;
 mod route;
 pub mod server;
 pub mod socket;
@@ -12,7 +13,8 @@ mod target;
 
 pub use place::{Folder, Place};
 pub use reply::{ProblemLine, ReloadOutcome, Reply};
-pub use request::{LiveSessions, Request, ShutdownMode, Wait};
+pub use request::{Earnest, LiveSessions, Request, ShutdownMode, Upgrade, Wait};
+pub use roll::Roll;
 pub use route::{Unroutable, Wire, build, parse};
 pub use server::{Asked, Peer};
 pub use target::{Pools, Target, TargetError};

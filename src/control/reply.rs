@@ -44,6 +44,32 @@ pub enum Reply {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         notes: Vec<String>,
     },
+    /// Another program has taken over, and this is its answer.
+    Upgraded {
+        /// The version that served before.
+        from: String,
+        /// The version that serves now.
+        to: String,
+        /// Upgrades in place since the process was started, this one included.
+        upgrades: u64,
+        /// Sessions that were carried over.
+        sessions: u64,
+        /// For how long nobody was served, in microseconds.
+        pause_us: u64,
+    },
+    /// A program can take over; nothing was done.
+    Upgradable {
+        /// The version that serves.
+        from: String,
+        /// The version that would.
+        to: String,
+        /// Where the program is.
+        program: String,
+        /// What would be carried over, a line each.
+        carried: Vec<String>,
+        /// What would not, a line each.
+        left: Vec<String>,
+    },
     /// The daemon is about to stop.
     Stopping {
         /// Live sessions.
@@ -161,6 +187,17 @@ impl Reply {
                 let drained = backends.iter().map(|backend| format!("{backend} is drained; no session is left"));
                 lines(drained.chain(notes.iter().cloned()))
             }
+            Self::Upgraded { from, to, sessions, pause_us, .. } => lines([format!(
+                "lbd {from} -> {to}; sessions carried over: {sessions}; nobody was served for {}.{} ms",
+                pause_us / 1000,
+                pause_us % 1000 / 100
+            )]),
+            Self::Upgradable { from, to, program, carried, left } => {
+                let first = format!("{program} can take over: lbd {from} -> {to}");
+                let carried = carried.iter().map(|line| format!("  carried over: {line}"));
+                let left = left.iter().map(|line| format!("  not carried over: {line}"));
+                lines(std::iter::once(first).chain(carried).chain(left))
+            }
             Self::Stopping { sessions: 0 } => lines(["stopping".to_owned()]),
             Self::Stopping { sessions } => lines([format!("stopping; sessions left: {sessions}")]),
             Self::Refused { message, .. } => lines([message.clone()]),
@@ -195,6 +232,12 @@ mod tests {
             ),
             (Reply::Changed { generation: 2, lines: vec!["a".into()] }, "changed", 0, 200),
             (Reply::Drained { generation: 2, backends: vec!["web/b1".into()], notes: vec![] }, "drained", 0, 200),
+            (
+                Reply::Upgraded { from: "0.1.0".into(), to: "0.2.0".into(), upgrades: 1, sessions: 2, pause_us: 3210 },
+                "upgraded",
+                0,
+                200,
+            ),
             (Reply::Stopping { sessions: 1 }, "stopping", 0, 200),
             (Reply::Refused { message: "no".into(), problems: vec![problem("pools")] }, "refused", 1, 409),
             (Reply::TimedOut { message: "late".into(), left: 3 }, "timed_out", 4, 504),

@@ -1,6 +1,7 @@
 //! What an operator may ask, and how it travels: a method, a path and a small JSON document.
 //! The client builds exactly what the server parses; who may ask is the socket's mode.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::target::Target;
@@ -45,11 +46,31 @@ pub enum Request {
         /// When the override ends by itself; `None`: never.
         expires: Option<Duration>,
     },
+    /// Have a program take over in place, sessions included.
+    Upgrade(Upgrade),
     /// Stop the daemon.
     Shutdown {
         /// How.
         mode: ShutdownMode,
     },
+}
+
+/// What is to take over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// The program; `None`: the one at the place that lbd was started from.
+    pub program: Option<PathBuf>,
+    /// Whether it is done, or only looked at.
+    pub earnest: Earnest,
+}
+
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earnest {
+    /// It is.
+    Done,
+    /// It is only said what would come of it.
+    Tried,
 }
 
 /// How long a drain's answer is waited for.

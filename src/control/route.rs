@@ -2,12 +2,13 @@
 //! and `parse` are each other's inverse; what a request means is `request`'s to say.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::request::{LiveSessions, Request, ShutdownMode, Wait};
+use super::request::{Earnest, LiveSessions, Request, ShutdownMode, Upgrade, Wait};
 use super::target::{Pools, Target};
 use crate::observe::json;
 
@@ -18,13 +19,14 @@ const MAX_REASON: usize = 256;
 const MAX_TIME_MS: u64 = 10 * 365 * 86_400_000;
 
 /// Every route: what a request that knows none is told.
-const ROUTES: [(&str, &str); 7] = [
+const ROUTES: [(&str, &str); 8] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/stats"),
     ("POST", "/v1/reload"),
     ("POST", "/v1/drain"),
     ("POST", "/v1/enable"),
     ("POST", "/v1/disable"),
+    ("POST", "/v1/upgrade"),
     ("POST", "/v1/shutdown"),
 ];
 
@@ -117,6 +119,16 @@ struct DisableBody {
     expires_in_ms: Option<u64>,
 }
 
+/// What `POST /v1/upgrade` takes.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpgradeBody {
+    #[serde(default)]
+    program: Option<PathBuf>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
 /// What `POST /v1/shutdown` takes.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -164,6 +176,10 @@ pub fn build(request: &Request) -> Wire {
             };
             post("/v1/disable", json::compact(&body))
         }
+        Request::Upgrade(Upgrade { program, earnest }) => {
+            let body = UpgradeBody { program: program.clone(), dry_run: *earnest == Earnest::Tried };
+            post("/v1/upgrade", json::compact(&body))
+        }
         Request::Shutdown { mode } => {
             post("/v1/shutdown", json::compact(&ShutdownBody { now: *mode == ShutdownMode::Now }))
         }
@@ -191,6 +207,7 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Request, Unroutabl
         "/v1/drain" => drain(document(body)?),
         "/v1/enable" => enable(document(body)?),
         "/v1/disable" => disable(document(body)?),
+        "/v1/upgrade" => upgrade(optional(body)?),
         "/v1/shutdown" => optional::<ShutdownBody>(body)
             .map(|body| Request::Shutdown { mode: if body.now { ShutdownMode::Now } else { ShutdownMode::Graceful } }),
         _ => Err(Unroutable::NoRoute),
@@ -230,6 +247,14 @@ fn disable(body: DisableBody) -> Result<Request, Unroutable> {
         reason: reason(body.reason)?,
         expires: time("expires_in_ms", body.expires_in_ms)?,
     })
+}
+
+fn upgrade(body: UpgradeBody) -> Result<Request, Unroutable> {
+    if let Some(program) = body.program.as_ref().filter(|program| !program.is_absolute()) {
+        return Err(malformed(format!("program: the path \"{}\" is not absolute", program.display())));
+    }
+    let earnest = if body.dry_run { Earnest::Tried } else { Earnest::Done };
+    Ok(Request::Upgrade(Upgrade { program: body.program, earnest }))
 }
 
 fn target(text: &str, all_pools: bool) -> Result<Target, Unroutable> {
@@ -304,6 +329,10 @@ mod tests {
                 let live = if close { LiveSessions::Close } else { LiveSessions::Keep };
                 Request::Disable { target, live, reason, expires }
             }),
+            (proptest::option::of("/[^\\p{Cc}]{0,64}"), any::<bool>()).prop_map(|(program, tried)| {
+                let earnest = if tried { Earnest::Tried } else { Earnest::Done };
+                Request::Upgrade(Upgrade { program: program.map(PathBuf::from), earnest })
+            }),
             prop_oneof![Just(ShutdownMode::Graceful), Just(ShutdownMode::Now)]
                 .prop_map(|mode| Request::Shutdown { mode }),
         ]
@@ -345,6 +374,7 @@ mod tests {
                 "expires_in_ms: 400000000000 is longer",
             ),
             ("POST", "/v1/disable", r#"{"backend":"b","reason":"a\nb"}"#, "the reason holds a line break"),
+            ("POST", "/v1/upgrade", r#"{"program":"lbd"}"#, "program: the path \"lbd\" is not absolute"),
             ("POST", "/v1/reload", r#"{"force":true}"#, "the document is wrong: unknown field `force`"),
         ] {
             let told_in_fact = parse(method, path, body.as_bytes()).unwrap_err().to_string();

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,17 +13,19 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::User;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::roll::{Entry, Roll};
 use super::{Reply, Request, Unroutable, parse};
 
 /// The longest request line with its headers.
@@ -32,6 +36,9 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// How long no connection is taken after an accept failed: EMFILE repeats at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long an answer may take to be written to whom a predecessor left waiting: it fits into the socket's buffer.
+const LATE: Duration = Duration::from_millis(200);
 
 /// Connections of any kind, as a multiple of those that may be silent.
 const MOST: usize = 4;
@@ -45,6 +52,8 @@ pub struct Asked {
     pub peer: Peer,
     /// Where the answer goes. Closed when the client has gone.
     pub answer: oneshot::Sender<Reply>,
+    /// The connection itself: a program that takes over answers there ([`answer_late`]). Not to be used while this one runs.
+    pub connection: RawFd,
 }
 
 /// Who is at the other end of a connection, by the kernel's word (SO_PEERCRED, unix(7)).
@@ -86,12 +95,19 @@ impl Default for Limits {
 /// Serves until the receiver of `asks` is dropped; then it takes no more connections and returns when the last
 /// answers are written, at most `limits.answer` later. Dropping the future cuts every connection.
 ///
-/// Requests not yet answered then are answered with a refusal. While `asks` is full, clients wait.
-pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Limits) {
+/// Requests not yet answered then are answered with a refusal. While `asks` is full, clients wait. `roll` tells who is
+/// connected; whom it has already, from a predecessor, is served like those who come.
+pub async fn serve(listener: UnixListener, roll: Roll, asks: mpsc::Sender<Asked>, limits: Limits) {
     let mut connections = JoinSet::new();
     // Those that have asked nothing yet, oldest first. Who waits for the supervisor is the supervisor's to bound.
     let mut silent: VecDeque<(Arc<AtomicBool>, AbortHandle)> = VecDeque::new();
     let mut is_failing = false;
+    for stream in roll.take_inherited() {
+        let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) else { continue };
+        let asked = Arc::new(AtomicBool::new(false));
+        let serving = serve_connection(stream, roll.clone(), asks.clone(), Arc::clone(&asked), limits);
+        silent.push_back((asked, connections.spawn(serving)));
+    }
     loop {
         tokio::select! {
             () = asks.closed() => break,
@@ -106,7 +122,7 @@ pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Li
                         oldest.abort(); // an operator is not to wait for those who say nothing
                     }
                     let asked = Arc::new(AtomicBool::new(false));
-                    let serving = serve_connection(stream, asks.clone(), Arc::clone(&asked), limits);
+                    let serving = serve_connection(stream, roll.clone(), asks.clone(), Arc::clone(&asked), limits);
                     silent.push_back((asked, connections.spawn(serving)));
                 }
                 Err(error) => {
@@ -124,18 +140,26 @@ pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Asked>, limits: Li
 }
 
 /// One request, one answer. Errors of the connection concern nobody else: the client has gone or speaks no HTTP.
-async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, asked: Arc<AtomicBool>, limits: Limits) {
+async fn serve_connection(
+    stream: UnixStream,
+    roll: Roll,
+    asks: mpsc::Sender<Asked>,
+    asked: Arc<AtomicBool>,
+    limits: Limits,
+) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let uid = credentials.uid();
     let user = User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
     let peer = Peer { uid, user };
 
     let answered = Arc::new(Notify::new());
+    let entry = Arc::new(roll.enter(stream.as_raw_fd()));
     let service = service_fn(|request| {
-        let (asks, peer) = (asks.clone(), peer.clone());
+        let (asks, peer, entry) = (asks.clone(), peer.clone(), Arc::clone(&entry));
         let (asked, answered) = (Arc::clone(&asked), Arc::clone(&answered));
         async move {
-            let response = respond(request, peer, &asks, &asked, limits).await;
+            let response = respond(request, peer, &asks, &asked, &entry, limits).await;
+            entry.is_answered();
             answered.notify_one();
             Ok::<_, Infallible>(response)
         }
@@ -150,9 +174,10 @@ async fn serve_connection(stream: UnixStream, asks: mpsc::Sender<Asked>, asked: 
     tokio::select! {
         _ = &mut connection => {}
         () = answered.notified() => {
-            let _ = timeout(limits.answer, connection).await;
+            let _ = timeout(limits.answer, connection.as_mut()).await;
         }
     }
+    drop(entry); // before the connection is closed
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -162,6 +187,7 @@ async fn respond(
     peer: Peer,
     asks: &mpsc::Sender<Asked>,
     asked: &AtomicBool,
+    entry: &Entry,
     limits: Limits,
 ) -> Answer {
     let (head, body) = request.into_parts();
@@ -174,7 +200,8 @@ async fn respond(
     match parse(head.method.as_str(), path, &body) {
         Ok(request) => {
             asked.store(true, Relaxed);
-            ask(request, peer, asks).await
+            entry.asks();
+            ask(request, peer, asks, entry.connection()).await
         }
         Err(error) => {
             let mut answer = refusal(status(error.http_status()), error.to_string());
@@ -198,15 +225,36 @@ async fn read_body(body: Incoming) -> Result<Bytes, Answer> {
 }
 
 /// Waits as long as the supervisor needs. The wait ends with the client: hyper drops this future then.
-async fn ask(request: Request, peer: Peer, asks: &mpsc::Sender<Asked>) -> Answer {
+async fn ask(request: Request, peer: Peer, asks: &mpsc::Sender<Asked>, connection: RawFd) -> Answer {
     let (answer, answered) = oneshot::channel();
-    if asks.send(Asked { request, peer, answer }).await.is_err() {
+    if asks.send(Asked { request, peer, answer, connection }).await.is_err() {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "lbd is stopping and takes no more requests");
     }
     match answered.await {
         Ok(reply) => written(status(reply.http_status()), &reply),
         Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "lbd stopped before it could answer"),
     }
+}
+
+/// Answers a request that a predecessor has read. Nothing else has been or will be sent there.
+///
+/// # Errors
+/// The client has gone, or does not read.
+pub fn answer_late(mut connection: &std::os::unix::net::UnixStream, reply: &Reply) -> io::Result<()> {
+    let (status, text) = (status(reply.http_status()), reply.to_json());
+    let head = format!(
+        "HTTP/1.1 {status}\r\n{CONTENT_TYPE}: application/json\r\n{CONTENT_LENGTH}: {}\r\n{CONNECTION}: close\r\n\r\n",
+        text.len() + 1
+    );
+    connection.set_nonblocking(false)?;
+    connection.set_write_timeout(Some(LATE))?;
+    connection.write_all(format!("{head}{text}\n").as_bytes())
+}
+
+/// Whether the client of such a request has gone.
+pub fn has_gone(connection: &std::os::unix::net::UnixStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    !matches!(recv(connection.as_raw_fd(), &mut [0], flags), Err(nix::Error::EAGAIN))
 }
 
 fn refusal(status: StatusCode, message: impl Into<String>) -> Answer {

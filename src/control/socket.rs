@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{
     DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown as change_owner,
 };
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Group, geteuid};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::place::{Folder, Place};
@@ -116,7 +118,34 @@ pub fn bind(place: &Place, mode: u32, group: Option<&str>) -> Result<(UnixListen
     Ok((listener, ControlSocket { path: path.clone(), lock_path, id: (made.dev(), made.ino()), _lock: lock }))
 }
 
+/// A control socket as another program in this very process takes it over. The socket itself is apart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CarriedSocket {
+    path: PathBuf,
+    lock_path: PathBuf,
+    id: (u64, u64),
+    /// The open file that holds the lock.
+    pub lock: RawFd,
+}
+
 impl ControlSocket {
+    /// What a successor needs to have it.
+    pub fn carry(&self) -> CarriedSocket {
+        let (path, lock_path) = (self.path.clone(), self.lock_path.clone());
+        CarriedSocket { path, lock_path, id: self.id, lock: self._lock.as_raw_fd() }
+    }
+
+    /// A predecessor's, with the open file of its lock, which is held all along.
+    ///
+    /// # Errors
+    /// The file is no lock.
+    pub fn inherit(carried: CarriedSocket, lock: OwnedFd) -> io::Result<Self> {
+        let lock = Flock::lock(File::from(lock), FlockArg::LockExclusiveNonblock);
+        // Nothing of a predecessor's is closed here: it may have to go on.
+        let lock = lock.map_err(|(file, error)| (std::mem::forget(file), error).1)?;
+        Ok(Self { path: carried.path, lock_path: carried.lock_path, id: carried.id, _lock: lock })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,10 +1,13 @@
 //! Everything the daemon can do to the world. The supervisor decides on actions; [`super::effects`]
 //! performs them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{AskId, BackendKey, Decision};
+use super::supervisor::CarriedSupervisor;
+use super::upgrade::Target;
 use crate::config::{Control, LogLevel};
 use crate::control::Reply;
 use crate::proxy::{Sessions, Unaccepted};
@@ -37,6 +40,12 @@ pub enum Action {
     AskTurns(u64),
     /// Find out under which job of the service manager the daemon stops; answered by `JobKnown` within a moment.
     AskJob,
+    /// Find out whether a program can take over (`None`: the one at this program's place); answered by `Checked`.
+    CheckTarget(AskId, Option<PathBuf>),
+    /// Have every worker come to a safe point and stay there; answered by `Frozen`.
+    Freeze,
+    /// Have a program take over, with all that the workers have and this. Answered by `NotHandedOver`, where it is answered.
+    HandOver(Target, Box<CarriedSupervisor>),
     /// Answer an operator.
     Answer(AskId, Reply),
     /// Log from this level up.

@@ -4,26 +4,32 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::action::{Action, Doors, Exit, Notice};
+use super::crew::{Crew, Parked};
 use super::event::{AskId, BackendKey, Event, FileRead, Job};
 use super::logging::Logging;
 use super::sockets::Sockets;
 use super::state::Keeper;
 use super::systemd::Notifier;
 use super::unit;
+use super::upgrade::Target;
 use super::watch::{Timing, Watcher};
 use crate::config::Config;
-use crate::control::Reply;
+use crate::control::server::{answer_late, has_gone};
 use crate::control::socket::ControlSocket;
+use crate::control::{Reply, Roll};
 use crate::probe::Prober;
-use crate::proxy::{self, Command, Line};
+use crate::proxy::{self, Command, Limits, Line};
 use crate::snapshot::{Publisher, Revision};
-use crate::words::Address;
+use crate::words::{Address, Generation};
 
 /// The longest file that is read, in bytes; one byte more tells the parser that it is too long.
 const MOST_READ: u64 = 1024 * 1024 + 1;
@@ -37,14 +43,48 @@ pub enum Source {
     Demo,
 }
 
+/// An operator who waits.
+pub enum Asker {
+    /// Here: the way to the server, and the connection that it answers on.
+    Here(oneshot::Sender<Reply>, RawFd),
+    /// Since before this program took over.
+    Late(UnixStream),
+}
+
+impl Asker {
+    fn answer(self, reply: Reply) {
+        // The asker may have gone.
+        match self {
+            Self::Here(answer, _) => drop(answer.send(reply)),
+            Self::Late(connection) => drop(answer_late(&connection, &reply)),
+        }
+    }
+
+    /// Whether nobody is there any more.
+    pub fn has_gone(&self) -> bool {
+        match self {
+            Self::Here(answer, _) => answer.is_closed(),
+            Self::Late(connection) => has_gone(connection),
+        }
+    }
+
+    /// The connection.
+    pub fn number(&self) -> RawFd {
+        match self {
+            Self::Here(_, connection) => *connection,
+            Self::Late(connection) => connection.as_raw_fd(),
+        }
+    }
+}
+
 /// What acts on the world.
 pub struct Effects {
     /// Puts snapshots in force.
     pub publisher: Publisher,
     /// The operator's door.
     pub control: ControlSocket,
-    /// To each worker.
-    pub lines: Vec<Line>,
+    /// The workers.
+    pub crew: Crew,
     /// Makes probes.
     pub prober: Prober<BackendKey>,
     /// Speaks to systemd.
@@ -61,8 +101,22 @@ pub struct Effects {
     pub watcher: Option<Watcher>,
     /// What the file last held.
     pub seen: Vec<u8>,
+    /// What it held when the configuration in force was read.
+    pub in_force: (Generation, Vec<u8>),
     /// Operators who wait.
-    pub answers: HashMap<AskId, oneshot::Sender<Reply>>,
+    pub answers: HashMap<AskId, Asker>,
+    /// Who is connected to the control socket, and that socket.
+    pub connected: (Roll, RawFd),
+    /// Where the news of a program that was tried come in.
+    pub checked: mpsc::Sender<(AskId, Result<Target, String>)>,
+    /// The program that this process was started from, as the operator knows it.
+    pub installed: PathBuf,
+    /// What the process may have.
+    pub limits: Arc<Limits>,
+    /// Requests so far.
+    pub asked: u64,
+    /// While they stand still, and since when.
+    pub parked: (Vec<Parked>, u64),
     /// Where clients are accepted.
     pub sockets: Sockets,
     /// What writes operators' decisions down, where they are kept.
@@ -83,8 +137,11 @@ impl Effects {
             Action::Bind(addresses) => events.push_back(self.bind(addresses)),
             Action::Publish { snapshot, doors } => {
                 let revision = snapshot.revision;
+                if self.in_force.0 != snapshot.generation {
+                    self.in_force = (snapshot.generation, self.seen.clone());
+                }
                 self.publisher.publish(snapshot);
-                self.hand_over(&doors, revision);
+                self.change(&doors, revision);
             }
             Action::Cut(which) => self.tell_all(|| Command::Cut(which.clone())),
             Action::Probe(key, spec) => {
@@ -99,9 +156,15 @@ impl Effects {
             Action::AskTurns(number) => self.tell_all(|| Command::Turn(number)),
             Action::AskJob => self.ask_job(events),
             Action::Answer(ask, reply) => {
-                if let Some(answer) = self.answers.remove(&ask) {
-                    let _ = answer.send(reply); // the asker may have gone
+                if let Some(asker) = self.answers.remove(&ask) {
+                    asker.answer(reply);
                 }
+            }
+            Action::CheckTarget(ask, program) => self.check_target(ask, program),
+            Action::Freeze => events.push_back(Event::Frozen(self.freeze())),
+            Action::HandOver(target, supervisor) => {
+                let why = self.hand_over(&target, *supervisor);
+                events.push_back(Event::NotHandedOver(why));
             }
             Action::SetLogLevel(level) => self.logging.set_level(level),
             Action::SetWatch(on) => self.watch(on),
@@ -141,17 +204,17 @@ impl Effects {
     }
 
     fn bind(&mut self, addresses: Vec<Address>) -> Event {
-        match self.sockets.bind(addresses, self.lines.len()) {
+        match self.sockets.bind(addresses, self.crew.lines.len()) {
             Ok(bound) => Event::Bound(bound),
             Err(reasons) => Event::NotBound(reasons),
         }
     }
 
     /// Gives each worker its share of the new sockets, takes the old ones away, and asks for an acknowledgement.
-    fn hand_over(&mut self, doors: &Doors, revision: Revision) {
-        let shares = self.sockets.hand_out(&doors.listen, self.lines.len(), &self.notifier);
+    fn change(&mut self, doors: &Doors, revision: Revision) {
+        let shares = self.sockets.hand_out(&doors.listen, self.crew.lines.len(), &self.notifier);
         let release = self.sockets.release(&doors.release, doors.unaccepted, &self.notifier);
-        for (line, listen) in self.lines.iter().zip(shares) {
+        for (line, listen) in self.crew.lines.iter().zip(shares) {
             told(line.tell(Command::Change { listen, release: release.clone(), revision }));
         }
         if !doors.listen.is_empty() && self.notifier.is_heard() {
@@ -163,7 +226,7 @@ impl Effects {
     }
 
     fn tell_all(&self, command: impl Fn() -> Command) {
-        self.lines.iter().for_each(|line| told(line.tell(command())));
+        self.crew.lines.iter().for_each(|line| told(line.tell(command())));
     }
 
     fn watch(&mut self, on: bool) {
@@ -194,12 +257,12 @@ impl Effects {
 
     /// The oldest snapshot that a worker works by.
     pub fn acknowledged(&self) -> Revision {
-        self.lines.iter().map(Line::acknowledged).min().unwrap_or_default()
+        self.crew.lines.iter().map(Line::acknowledged).min().unwrap_or_default()
     }
 
     /// Every worker has turned since it was asked to, where that is news.
     pub fn turned(&mut self) -> Option<Event> {
-        let turned = self.lines.iter().map(Line::turned).min().unwrap_or_default();
+        let turned = self.crew.lines.iter().map(Line::turned).min().unwrap_or_default();
         let is_news = turned > std::mem::replace(&mut self.turned, turned);
         is_news.then_some(Event::Turned(turned))
     }
@@ -214,7 +277,7 @@ impl Effects {
 
     /// Operators who have gone before they were answered.
     pub fn gone(&mut self) -> Vec<AskId> {
-        let gone: Vec<AskId> = self.answers.iter().filter(|(_, a)| a.is_closed()).map(|(id, _)| *id).collect();
+        let gone: Vec<AskId> = self.answers.iter().filter(|(_, a)| a.has_gone()).map(|(id, _)| *id).collect();
         gone.iter().for_each(|id| drop(self.answers.remove(id)));
         gone
     }

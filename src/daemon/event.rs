@@ -2,8 +2,9 @@
 //! decides what follows from one.
 
 use std::collections::BTreeMap;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::upgrade::Target;
 use crate::config::{Config, Problem};
 use crate::control::{Peer, Request};
 use crate::snapshot::Revision;
@@ -26,6 +27,19 @@ pub struct AskId(pub u64);
 
 /// Which backend a probe was of.
 pub type BackendKey = (BackendRef, Address);
+
+/// How it came to be that this program serves in place of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TookOver {
+    /// The operator who asked for it.
+    pub asker: AskId,
+    /// The version of the program that served before.
+    pub from: String,
+    /// Why the program that was to take over did not: this is the one that served before.
+    pub failure: Option<String>,
+    /// For how long nobody was served.
+    pub pause: Duration,
+}
 
 /// Who wants the configuration read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +127,14 @@ pub enum Event {
     Kept(u64, Result<(), String>),
     /// Every worker has turned since it was asked to for at least this time.
     Turned(u64),
+    /// A program was tried: it can take over, or cannot for this reason.
+    Checked(AskId, Result<Target, String>),
+    /// Every worker has come to a safe point and is kept there; or they all work on, for this reason.
+    Frozen(Result<(), String>),
+    /// The program that was to take over was not executed, for this reason; the workers work on.
+    NotHandedOver(String),
+    /// This program has taken over, and the workers are at work.
+    TookOver(TookOver),
     /// SIGTERM or SIGINT.
     StopAsked,
     /// What the service manager has in mind, where it was asked.

@@ -19,6 +19,7 @@ use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry;
 
+use super::signals::leave_to_others;
 use crate::config::LogLevel;
 use journal::Journal;
 pub use line::{moment, timestamp};
@@ -102,7 +103,10 @@ impl Logging {
         let (queue, records) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
-        thread::Builder::new().name("lbd-log".into()).spawn(move || write_all(&records, &counter, writer()))?;
+        thread::Builder::new().name("lbd-log".into()).spawn(move || {
+            leave_to_others();
+            write_all(&records, &counter, writer());
+        })?;
         let logging = Self { level: Arc::new(AtomicU8::new(rank(level))), lost, queue, direct };
         let dispatch = Dispatch::new(registry().with(logging.clone()));
         Ok((logging, dispatch))

@@ -2,6 +2,8 @@
 //! own; everything else (supervisor, probes, control socket, watcher, signals) shares the main thread.
 
 pub mod action;
+mod beginning;
+pub mod crew;
 pub mod demo;
 pub mod effects;
 pub mod event;
@@ -12,37 +14,44 @@ pub mod state;
 pub mod supervisor;
 pub mod systemd;
 pub mod unit;
+pub mod upgrade;
 pub mod watch;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
+use crate::control::Place;
 use crate::control::server::{self, Asked};
-use crate::control::{Place, socket};
 use crate::probe::{ProbeError, Probed, Prober};
 use crate::proxy::{self, Limits, Outcome, Setup, Worker};
-use crate::snapshot::{Reader, Snapshot, publish_first};
+use crate::snapshot::publish_first;
 use crate::words::Happening;
 use action::Exit;
-use effects::{Effects, Source};
-use event::{AskId, BackendKey, Decision, Event, FileRead, Job, Now, ReloadBy};
-use sockets::Sockets;
+use beginning::Origin;
+use crew::Crew;
+use effects::{Asker, Effects, Source};
+use event::{AskId, BackendKey, Event, FileRead, Job, Now, ReloadBy};
 use supervisor::{Facts, Supervisor};
+use upgrade::{Heritage, or_back};
 
 /// Requests of operators that may wait for the supervisor.
 const ASKS: usize = 64;
 /// Results of probes and dials that may wait for it.
 const OUTCOMES: usize = 1024;
+/// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
+/// how long at most.
+const MOMENT: Duration = Duration::from_millis(1);
+const LATEST: Duration = Duration::from_millis(500);
 /// How long to wait where nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long the last answers and the last lines of the log may take at the end.
@@ -61,6 +70,8 @@ pub struct Start {
     pub control: Option<Place>,
     /// What systemd has passed to the process, with the names it has there ([`systemd::passed`]).
     pub passed: Vec<(OwnedFd, String)>,
+    /// What another program has left that this one was executed in place of.
+    pub heritage: Option<Heritage>,
 }
 
 /// Why the daemon could not start or go on. Says how to mend it.
@@ -75,7 +86,7 @@ pub fn run(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| format!("the runtime cannot start: {e}"))?;
+        .map_err(|e| or_back(format!("the runtime cannot start: {e}")))?;
     runtime.block_on(serve(start, logging, ready))
 }
 
@@ -89,9 +100,8 @@ pub struct Ready<'a> {
 }
 
 async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
-    let Prepared { mut sources, mut effects, facts, kept, serving } = prepare(start, logging)?;
-    let mut supervisor = Supervisor::new(facts, kept, proxy::monotonic_micros(), now());
-    let mut events = VecDeque::from([Event::ReloadAsked(ReloadBy::Start)]);
+    let Prepared { mut sources, mut effects, mut supervisor, first, serving } = prepare(start, logging)?;
+    let mut events = VecDeque::from([first]);
     let mut ready = Some(ready);
     let exit = loop {
         if let Some(exit) = digest(&mut supervisor, &mut effects, &mut events) {
@@ -126,127 +136,218 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
 struct Prepared {
     sources: Sources,
     effects: Effects,
-    facts: Facts,
-    /// What operators decided before the start.
-    kept: Vec<Decision>,
+    supervisor: Supervisor,
+    /// What happens first.
+    first: Event,
     /// The control server.
     serving: tokio::task::JoinHandle<()>,
 }
 
 /// Takes what the process needs before there is a configuration in force: signals, the control socket, descriptors,
-/// workers. Nothing of it is seen by a client.
-fn prepare(start: Start, logging: &logging::Logging) -> Result<Prepared, Broken> {
-    let kernel = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+/// workers. Nothing of it is seen by a client. Of what a predecessor has left nothing is dropped before all is there: each
+/// error goes [back](or_back) to it.
+fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Broken> {
+    let kernel = |what: &'static str| move |e: io::Error| or_back(format!("{what}: {e}"));
     let signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
-    let place = control_place(&start);
-    let asked_for = &start.config.control;
-    let (door, control) =
-        socket::bind(&place, asked_for.mode, asked_for.group.as_deref()).map_err(|e| e.to_string())?;
-    let door = tokio::net::UnixListener::from_std(door).map_err(kernel("the control socket cannot be used"))?;
-    let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
-    let serving = tokio::spawn(server::serve(door, ask_sender, server::Limits::default()));
-
+    let workers = worker_count(start.config.process.workers);
     let (descriptors, refused) =
         proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
     if let Some(e) = refused {
         warn!(descriptors, "the limit of descriptors cannot be raised ({e}); there will be fewer sessions");
     }
-    let workers = worker_count(start.config.process.workers);
     let limits = Arc::new(Limits::new(descriptors, start.config.process.buffer_memory));
-    info!(workers, descriptors, sessions = limits.most, "lbd {} starts", env!("CARGO_PKG_VERSION"));
-    let (publisher, reader) = publish_first(Snapshot::empty());
-    let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
-    let acknowledged = Arc::new(Notify::new());
-    let lines = start_workers(workers, &reader, &limits, &outcome_sender, &acknowledged)?;
-
-    let (probe_sender, probes) = mpsc::channel(OUTCOMES);
-    let (changed_sender, changed) = mpsc::channel(1);
+    let notifier = systemd::Notifier::new();
     let config_path = match &start.source {
         Source::File(path) => Some(path.display().to_string()),
         Source::Demo => None,
     };
-    let notifier = systemd::Notifier::new();
-    let (job_sender, job) = mpsc::channel(1);
     let folder = state::folder().filter(|_| config_path.is_some());
     let (keeper, written, kept) =
         state::keep_in(folder.as_deref()).map_err(kernel("the thread that keeps decisions cannot start"))?;
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
+        uid: nix::unistd::geteuid().as_raw(),
         workers,
         config_path,
         pulse: notifier.watchdog_interval(),
         keeps: keeper.is_some(),
     };
-    let effects = Effects {
+    let Origin { supervisor, sockets, control, control_door, roll, answers, asked, installed, seen, left } =
+        match start.heritage.take() {
+            None => {
+                info!(workers, descriptors, sessions = limits.most, "lbd {} starts", facts.version);
+                beginning::anew(&mut start, facts, kept)?
+            }
+            Some(heritage) => beginning::inherited(heritage, &start.config, facts)?,
+        };
+
+    let (publisher, reader) = publish_first(Arc::clone(supervisor.snapshot()));
+    let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
+    let acknowledged = Arc::new(Notify::new());
+    let (crew, seats) = Crew::hire(workers).map_err(kernel("a worker cannot start"))?;
+    let setup = |(index, (inbox, others))| Setup {
+        index,
+        inbox,
+        reader: reader.clone(),
+        limits: Arc::clone(&limits),
+        outcomes: outcome_sender.clone(),
+        acknowledged: Arc::clone(&acknowledged),
+        others,
+    };
+    let setups: Vec<Setup> = seats.into_iter().enumerate().map(setup).collect();
+
+    let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
+    let connected = (roll.clone(), control_door.as_raw_fd());
+    let door = tokio::net::UnixListener::from_std(control_door).map_err(kernel("the control socket cannot be used"))?;
+    let serving = tokio::spawn(server::serve(door, roll, ask_sender, server::Limits::default()));
+    let (probe_sender, probes) = mpsc::channel(OUTCOMES);
+    let (changed_sender, changed) = mpsc::channel(1);
+    let (job_sender, job) = mpsc::channel(1);
+    let (checked_sender, checked) = mpsc::channel(1);
+    let mut effects = Effects {
         control,
         publisher,
-        lines,
+        crew,
         prober: Prober::new(probe_sender),
         notifier,
         logging: logging.clone(),
-        first: Some(FileRead::Right(Box::new(start.config))),
+        first: None,
         changed: changed_sender,
         watcher: None,
-        seen: start.content,
-        answers: HashMap::new(),
-        sockets: Sockets::new(start.passed),
+        seen,
+        in_force: (supervisor.snapshot().generation, start.content),
+        answers,
+        connected,
+        checked: checked_sender,
+        installed,
+        limits: Arc::clone(&limits),
+        asked,
+        parked: (Vec::new(), 0),
+        sockets,
         keeper,
         job: job_sender,
         turned: 0,
         manager_asked: false,
         source: start.source,
     };
-    let sources = Sources { signals, asks, asked: 0, changed, acknowledged, probes, outcomes, job, written };
-    Ok(Prepared { sources, effects, facts, kept, serving })
+    let sources = Sources {
+        signals,
+        asks,
+        changed,
+        acknowledged,
+        probes,
+        outcomes,
+        job,
+        written,
+        checked,
+        held: None,
+        signals_held: false,
+    };
+    let first = match left {
+        None => {
+            let no_worker = |e| format!("a worker cannot start: {e}");
+            let workers = setups.into_iter().map(Worker::new).collect::<Result<Vec<_>, _>>().map_err(no_worker)?;
+            effects.crew.begin(workers);
+            effects.first = Some(FileRead::Right(Box::new(start.config)));
+            Event::ReloadAsked(ReloadBy::Start)
+        }
+        Some(left) => Event::TookOver(left.settle(setups, &supervisor, &mut effects)),
+    };
+    signals::take_again();
+    Ok(Prepared { sources, effects, supervisor, first, serving })
 }
 
 /// Where events come from.
 struct Sources {
     signals: signals::Signals,
     asks: mpsc::Receiver<Asked>,
-    /// Requests so far; numbers them.
-    asked: u64,
     changed: mpsc::Receiver<()>,
     acknowledged: Arc<Notify>,
     probes: mpsc::Receiver<Probed<BackendKey>>,
     outcomes: mpsc::Receiver<Outcome>,
     job: mpsc::Receiver<Job>,
     written: state::News,
+    checked: mpsc::Receiver<Checked>,
+    /// Was tried, and waits for operators who asked before.
+    held: Option<(Checked, Instant)>,
+    /// Signals wait for what comes of that.
+    signals_held: bool,
 }
 
 impl Sources {
     /// Waits for whatever happens first, until `deadline` at the latest.
     async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Event {
-        tokio::select! {
-            Some(asked) = self.asks.recv() => {
-                self.asked += 1;
-                effects.answers.insert(AskId(self.asked), asked.answer);
-                Event::Asked(AskId(self.asked), asked.request, asked.peer)
+        loop {
+            if self.held.is_none() && std::mem::take(&mut self.signals_held) {
+                signals::take_again(); // nothing was executed
             }
-            signal = self.signals.next() => match signal {
-                signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
-                signals::Asked::Stop => Event::StopAsked,
-            },
-            Ok(()) = self.written.changed() => {
-                let (number, result) = self.written.borrow_and_update().clone();
-                Event::Kept(number, result)
+            if self.is_ripe(effects) {
+                if !std::mem::replace(&mut self.signals_held, true) {
+                    signals::hold();
+                    sleep(MOMENT).await; // one that is on its way through the runtime arrives; it would be lost
+                    continue;
+                }
+                if let Some(signal) = self.signals.now().await {
+                    return asked_by(signal); // it counts first
+                }
+                if let Some(((ask, result), _)) = self.held.take() {
+                    return Event::Checked(ask, result);
+                }
             }
-            Some(job) = self.job.recv() => Event::JobKnown(job),
-            Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
-            () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-            Some(probed) = self.probes.recv() => match probed.result {
-                Ok(_) => Event::Probed(probed.key, Ok(())),
-                Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
-                Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
-            },
-            Some(Outcome::DialFailed(backend)) = self.outcomes.recv() => {
-                Event::DialFailed((backend.reference.clone(), backend.address.clone()))
-            }
-            () = sleep_until(deadline.into()) => Event::Tick,
+            let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
+            return tokio::select! {
+                Some(asked) = self.asks.recv() => {
+                    effects.asked += 1;
+                    let ask = AskId(effects.asked);
+                    effects.answers.insert(ask, Asker::Here(asked.answer, asked.connection));
+                    Event::Asked(ask, asked.request, asked.peer)
+                }
+                signal = self.signals.next() => asked_by(signal),
+                Ok(()) = self.written.changed() => {
+                    let (number, result) = self.written.borrow_and_update().clone();
+                    Event::Kept(number, result)
+                }
+                Some(job) = self.job.recv() => Event::JobKnown(job),
+                Some(checked) = self.checked.recv() => {
+                    self.held = Some((checked, Instant::now() + LATEST));
+                    continue;
+                }
+                Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
+                () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
+                Some(probed) = self.probes.recv() => match probed.result {
+                    Ok(_) => Event::Probed(probed.key, Ok(())),
+                    Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
+                    Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
+                },
+                Some(Outcome::DialFailed(backend)) = self.outcomes.recv() => {
+                    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
+                }
+                () = sleep_until(deadline.into()) => Event::Tick,
+            };
         }
     }
+
+    /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
+    /// way: those would end with this program. Nothing runs beside this between the look and what follows from it.
+    fn is_ripe(&self, effects: &Effects) -> bool {
+        let Some((_, latest)) = self.held else { return false };
+        let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
+        let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
+        let is_quiet = !in_transit && !unit::is_being_asked();
+        is_quiet || latest <= Instant::now()
+    }
 }
+
+fn asked_by(signal: signals::Asked) -> Event {
+    match signal {
+        signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
+        signals::Asked::Stop => Event::StopAsked,
+    }
+}
+
+/// Which request asked for a program to be tried, and what came of that.
+type Checked = (AskId, Result<upgrade::Target, String>);
 
 /// Has the supervisor decide on everything that has happened, and performs it.
 fn digest(supervisor: &mut Supervisor, effects: &mut Effects, events: &mut VecDeque<Event>) -> Option<Exit> {
@@ -260,54 +361,11 @@ fn digest(supervisor: &mut Supervisor, effects: &mut Effects, events: &mut VecDe
     None
 }
 
-fn start_workers(
-    count: usize,
-    reader: &Reader,
-    limits: &Arc<Limits>,
-    outcomes: &mpsc::Sender<Outcome>,
-    acknowledged: &Arc<Notify>,
-) -> Result<Vec<proxy::Line>, Broken> {
-    let no_worker = |e: &dyn std::fmt::Display| format!("a worker cannot start: {e}");
-    let ends: Vec<_> = (0..count).map(|_| proxy::line()).collect::<Result<_, _>>().map_err(|e| no_worker(&e))?;
-    let wakers: Vec<_> = ends.iter().map(|(line, _)| line.waker()).collect();
-    let mut lines = Vec::new();
-    for (index, (line, inbox)) in ends.into_iter().enumerate() {
-        let others = wakers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, w)| Arc::clone(w)).collect();
-        let setup = Setup {
-            index,
-            inbox,
-            reader: reader.clone(),
-            limits: Arc::clone(limits),
-            outcomes: outcomes.clone(),
-            acknowledged: Arc::clone(acknowledged),
-            others,
-        };
-        let mut worker = Worker::new(setup).map_err(|e| no_worker(&e))?;
-        thread::Builder::new()
-            .name(format!("lbd-worker-{index}"))
-            .spawn(move || worker.run())
-            .map_err(|e| no_worker(&e))?;
-        lines.push(line);
-    }
-    Ok(lines)
-}
-
 fn worker_count(asked: Workers) -> usize {
     match asked {
         Workers::Count(n) => n.get(),
         Workers::Auto => thread::available_parallelism().map_or(1, NonZeroUsize::get),
     }
-}
-
-fn control_place(start: &Start) -> Place {
-    if let Some(place) = &start.control {
-        return place.clone();
-    }
-    if let Some(path) = &start.config.control.socket {
-        return Place::named(path);
-    }
-    let (service, runtime) = (std::env::var_os("RUNTIME_DIRECTORY"), std::env::var_os("XDG_RUNTIME_DIR"));
-    Place::of_daemon(nix::unistd::geteuid().as_raw(), service.as_deref(), runtime.as_deref())
 }
 
 fn now() -> Now {

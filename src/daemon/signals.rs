@@ -3,6 +3,8 @@
 
 use std::io;
 
+use nix::sys::signal::{SigSet, Signal as Number};
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a signal asks for.
@@ -12,6 +14,26 @@ pub enum Asked {
     Reload,
     /// SIGTERM or SIGINT: drain and stop; the second time, stop at once.
     Stop,
+}
+
+fn ours() -> SigSet {
+    [Number::SIGHUP, Number::SIGTERM, Number::SIGINT].into_iter().collect()
+}
+
+/// The calling thread takes none of them: they are the main thread's. Each thread says so as it starts. Where one took them,
+/// a signal that came just before an exec would be lost.
+pub fn leave_to_others() {
+    let _ = ours().thread_block();
+}
+
+/// Until further notice they wait for the process, over an exec too. To be called by the main thread.
+pub fn hold() {
+    let _ = ours().thread_block();
+}
+
+/// Those that waited are taken now.
+pub fn take_again() {
+    let _ = ours().thread_unblock();
 }
 
 /// The signals from now on. Must be made within a tokio runtime, before READY is said: until then SIGHUP kills.
@@ -33,6 +55,15 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// One that has come already.
+    pub async fn now(&mut self) -> Option<Asked> {
+        tokio::select! {
+            biased;
+            asked = self.next() => Some(asked),
+            () = std::future::ready(()) => None,
+        }
     }
 
     /// The next one. Signals of one kind that come faster than they are taken are merged. Cancel safe.

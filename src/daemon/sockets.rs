@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::systemd::{Notifier, is_ours, store_name};
@@ -29,6 +30,27 @@ pub struct Sockets {
     tidied: bool,
     /// Which worker gets the next socket that is the only one of its address.
     turn: usize,
+    /// Bound for workers that a predecessor did not have, to be handed out with whatever comes next.
+    further: Shares,
+}
+
+/// All of it for a program that takes over in place; the sockets that workers have are carried with them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct CarriedSockets {
+    /// What a socket unit holds as well, and its name.
+    pub inherited: Vec<(RawFd, String)>,
+    held: Vec<CarriedHeld>,
+    turn: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedHeld {
+    asked: String,
+    actual: String,
+    stored: BTreeSet<String>,
+    lent: bool,
+    ours: usize,
+    adopted: usize,
 }
 
 /// What is known of an address once it is bound.
@@ -57,6 +79,56 @@ impl Sockets {
             it
         });
         Self { inherited: inherited.collect(), ..Self::default() }
+    }
+
+    /// What a successor needs to know.
+    pub fn carry(&self) -> CarriedSockets {
+        let held = self.held.iter().map(|(asked, held)| CarriedHeld {
+            asked: asked.to_string(),
+            actual: held.actual.to_string(),
+            stored: held.stored.clone(),
+            lent: held.lent,
+            ours: held.ours,
+            adopted: held.adopted,
+        });
+        let inherited = self.inherited.iter().map(|i| (i.number(), i.name.clone()));
+        CarriedSockets { inherited: inherited.collect(), held: held.collect(), turn: self.turn }
+    }
+
+    /// A predecessor's; `inherited` are the descriptors of which it told.
+    ///
+    /// # Errors
+    /// What is carried is no address.
+    pub fn inherit(carried: CarriedSockets, inherited: Vec<(OwnedFd, String)>) -> Result<Self, String> {
+        let address = |text: &str| text.parse().map_err(|e| format!("\"{text}\" was carried over, but {e}"));
+        let mut held = BTreeMap::new();
+        for CarriedHeld { asked, actual, stored, lent, ours, adopted } in carried.held {
+            let actual = address(&actual)?;
+            held.insert(address(&asked)?, Held { actual, stored, lent, ours, adopted });
+        }
+        let tidied = true; // or the store would be emptied of what it holds for us
+        Ok(Self { held, turn: carried.turn, tidied, ..Self::new(inherited) })
+    }
+
+    /// Binds what is missing where there are more workers than a predecessor had. `there` are the sockets there are, by
+    /// address as asked for. Where one more is refused, clients are served by those that have one.
+    pub fn bind_further(&mut self, there: &BTreeMap<Address, usize>, workers: usize, systemd: &Notifier) {
+        self.further = (0..workers).map(|_| Vec::new()).collect();
+        for (asked, held) in self.held.iter_mut().filter(|(asked, held)| matches!(asked, Address::Ip(_)) && !held.lent)
+        {
+            let count = there.get(asked).copied().unwrap_or(0);
+            if count == 0 || count >= workers {
+                continue;
+            }
+            let known = [held.actual.clone()];
+            let Ok(Bound { sockets, .. }) = proxy::bind(&held.actual, workers - count, &known) else { continue };
+            keep(systemd, asked, &held.actual, &sockets);
+            held.stored.insert(store_name(asked));
+            held.ours += sockets.len();
+            for (worker, socket) in (count..).zip(sockets) {
+                self.further[worker].push((asked.clone(), socket));
+            }
+        }
     }
 
     /// The addresses in force: as asked for, and as they are.
@@ -156,17 +228,12 @@ impl Sockets {
         if !std::mem::replace(&mut self.tidied, true) {
             self.close_unwanted(systemd);
         }
-        let mut shares: Shares = (0..workers).map(|_| Vec::new()).collect();
+        let mut shares = std::mem::take(&mut self.further);
+        shares.resize_with(workers, Vec::new);
         for address in listen {
             let Some((held, sockets)) = self.fresh.remove(address) else { continue };
-            if sockets.len() > held.adopted
-                && let Err(e) = systemd.store(&store_name(address), &sockets[held.adopted..])
-            {
-                warn!(
-                    address = %held.actual,
-                    "systemd cannot be given the listening sockets to keep ({e}): a restart will refuse new clients here until \
-                     they are bound anew"
-                );
+            if sockets.len() > held.adopted {
+                keep(systemd, address, &held.actual, &sockets[held.adopted..]);
             }
             if sockets.len() < workers {
                 info!(address = %held.actual, sockets = sockets.len(), workers, "not every worker accepts here: this address cannot be shared among all");
@@ -223,6 +290,17 @@ impl Sockets {
     /// Leaves nothing behind in the file system.
     pub fn clear_up(&self) {
         self.held.iter().filter(|(_, held)| !held.lent).for_each(|(address, _)| remove_file_of(address));
+    }
+}
+
+/// Has systemd keep sockets over a restart.
+fn keep(systemd: &Notifier, asked: &Address, actual: &Address, sockets: &[OwnedFd]) {
+    if let Err(e) = systemd.store(&store_name(asked), sockets) {
+        warn!(
+            address = %actual,
+            "systemd cannot be given the listening sockets to keep ({e}): a restart will refuse new clients here until \
+             they are bound anew"
+        );
     }
 }
 

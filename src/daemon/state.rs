@@ -16,6 +16,7 @@ use tracing::{error, warn};
 
 use super::event::Decision;
 use super::logging::{moment, timestamp};
+use super::signals::leave_to_others;
 use crate::observe::json;
 use crate::words::{AdminState, BackendRef};
 
@@ -47,6 +48,7 @@ impl Keeper {
         let (finish, finished) = channel();
         let (tell, written) = watch::channel((0, Ok(())));
         thread::Builder::new().name("lbd-state".into()).spawn(move || {
+            leave_to_others();
             write_all(&path, &taken, &tell);
             let _ = finish.send(());
         })?;

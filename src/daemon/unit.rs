@@ -2,6 +2,7 @@
 //! whom, and a manager that hangs holds up nobody here. An unprivileged service may ask all of this.
 
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -66,7 +67,31 @@ pub async fn store_room() -> Option<usize> {
 const JOBS: [&str; 3] = ["list-jobs", "--no-legend", "--plain"];
 const STORE: [&str; 2] = ["show", "--property=FileDescriptorStoreMax,NFileDescriptorStore"];
 
+/// How many are being asked right now. A child is its parent's, and not a successor's that was executed in its place.
+static ASKING: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a child of ours is under way to systemd.
+pub fn is_being_asked() -> bool {
+    ASKING.load(SeqCst) > 0
+}
+
+struct Asking;
+
+impl Asking {
+    fn begins() -> Self {
+        ASKING.fetch_add(1, SeqCst);
+        Self
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKING.fetch_sub(1, SeqCst);
+    }
+}
+
 async fn ask(unit: &Unit, what: &[&str]) -> Option<String> {
+    let _asking = Asking::begins();
     let mut systemctl = Command::new("systemctl");
     systemctl.args(unit.of_user.then_some("--user")).arg("--no-pager").args(what).arg("--").arg(&unit.name);
     systemctl.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);

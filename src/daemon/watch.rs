@@ -17,6 +17,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::signals::leave_to_others;
 use chain::Chain;
 
 /// Bytes of the file that are compared; of what is beyond them only how many there are.
@@ -65,7 +66,10 @@ impl Watcher {
     ) -> io::Result<Self> {
         let mut lookout = Lookout::new(path, content, changed, timing, listen)?;
         let shared = Arc::clone(&lookout.shared);
-        thread::Builder::new().name("lbd-watch".into()).spawn(move || lookout.run())?;
+        thread::Builder::new().name("lbd-watch".into()).spawn(move || {
+            leave_to_others();
+            lookout.run();
+        })?;
         Ok(Self { shared })
     }
 

@@ -26,6 +26,12 @@ impl Verdict {
         Self { health: Health::Unproven, since: now, against: 0, reason: None }
     }
 
+    /// A verdict that was come to elsewhere: what is believed, since when, how many results in a row speak against it, and
+    /// why the last failed probe failed.
+    pub fn found(health: Health, since: Instant, against: u32, reason: Option<String>) -> Self {
+        Self { health, since, against, reason }
+    }
+
     /// Takes a probe's result, a failure with its reason, and returns the new health if this turned it.
     ///
     /// A changed `rise` or `fall` applies to what has been counted so far, from the next result on: a reload by itself
@@ -61,6 +67,11 @@ impl Verdict {
     /// Since when.
     pub fn since(&self) -> Instant {
         self.since
+    }
+
+    /// How many results in a row speak against it so far.
+    pub fn against(&self) -> u32 {
+        self.against
     }
 
     /// Why the last failed probe failed, even if others have succeeded since.

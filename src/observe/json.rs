@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Why a text is not the document asked for: what is wrong, at which line and column.
+/// Why a text is not the document asked for: what is wrong, at which line and column; or why a document cannot be a text.
 #[derive(Debug)]
 pub struct JsonError(serde_json::Error);
 
@@ -18,6 +18,14 @@ impl std::error::Error for JsonError {}
 /// One line.
 pub fn compact(document: &impl Serialize) -> String {
     serde_json::to_string(document).expect(WRITABLE)
+}
+
+/// One line of a document that may hold what is no text, such as a path.
+///
+/// # Errors
+/// It does.
+pub fn try_compact(document: &impl Serialize) -> Result<String, JsonError> {
+    serde_json::to_string(document).map_err(JsonError)
 }
 
 /// Indented, for a reader.

@@ -31,6 +31,9 @@ pub struct Status {
     pub backends_total: u64,
     /// Live sessions.
     pub sessions: u64,
+    /// How often another program has taken over in place.
+    #[serde(default)]
+    pub upgrades: u64,
     /// What the operator should look at, a line each.
     pub warnings: Vec<String>,
 }
@@ -92,7 +95,11 @@ impl Status {
         let mut sheet = Sheet::pairs();
         let mut say = |tone, name: &str, value: String| sheet.row(tone, vec![name.into(), value]);
 
-        say(Tone::Plain, "version", self.version.clone());
+        let upgraded = match self.upgrades {
+            0 => String::new(),
+            n => format!(" (upgraded in place, {n} so far)"),
+        };
+        say(Tone::Plain, "version", self.version.clone() + &upgraded);
         say(Tone::Plain, "pid", self.pid.to_string());
         match self.state {
             RunState::Running => say(Tone::Plain, "state", "running".into()),
@@ -163,6 +170,7 @@ mod tests {
             backends_up: 2,
             backends_total: 3,
             sessions: 12,
+            upgrades: 0,
             warnings: vec!["process.workers takes effect at restart".into()],
         }
     }
@@ -181,6 +189,12 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn who_has_been_upgraded_says_how_often() {
+        let text = Status { upgrades: 3, ..status() }.text(Paper::Terminal(Colour::Off));
+        assert!(text.contains("0.1.0 (upgraded in place, 3 so far)"), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! left them, or its socket units. What one is, the socket says itself; its name is a hint at most.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use socket2::{SockRef, Type};
 
@@ -33,6 +33,11 @@ impl Inherited {
         let address = ip.or_else(|| at.as_pathname().map(|path| Address::Unix(path.to_owned())))?;
         let shared = matches!(address, Address::Ip(_)) && asked.reuse_port().unwrap_or(false);
         Some(Self { address, name, shared, socket })
+    }
+
+    /// Its descriptor.
+    pub fn number(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
     /// Another descriptor of the same socket.

@@ -4,19 +4,22 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
 
+use super::carry::{CarriedDoor, Spelled};
 use super::inbox::{Sessions, Unaccepted};
 use super::serve::is_shortage;
 use super::socket;
-use super::worker::{RECOVERY, Token, Worker};
+use super::token::Token;
+use super::worker::{RECOVERY, Worker};
 use crate::snapshot::{Listener, Snapshot};
 use crate::words::{Address, Happening};
 
@@ -90,8 +93,8 @@ fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Why a door is not listened to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hold {
     /// The listener or the process is at its limit.
     Limit,
     /// There are no descriptors.
@@ -102,10 +105,10 @@ pub(super) enum Hold {
 #[derive(Debug)]
 pub(super) struct Door {
     address: Address,
-    socket: OwnedFd,
+    pub(super) socket: OwnedFd,
     /// Whose address it is; the last one that had it, while the door is about to go.
     listener: Option<Arc<Listener>>,
-    held: Option<Hold>,
+    pub(super) held: Option<Hold>,
     /// How many to accept at a time: one while clients come singly, which saves the call that finds nobody.
     batch: u8,
 }
@@ -115,6 +118,19 @@ impl Door {
         if let Some(listener) = snapshot.listener_at(&self.address) {
             self.listener = Some(Arc::clone(listener));
         }
+    }
+
+    pub(super) fn carry(&self, key: u32) -> CarriedDoor {
+        let (address, fd) = (Spelled(self.address.clone()), self.socket.as_raw_fd());
+        CarriedDoor { key, address, fd, held: self.held, batch: self.batch }
+    }
+
+    pub(super) fn assemble(carried: CarriedDoor, snapshot: &Snapshot) -> Self {
+        let CarriedDoor { key: _, address, fd, held, batch } = carried;
+        let socket = socket::own(fd);
+        let mut door = Self { address: address.0, socket, listener: None, held, batch: batch.clamp(1, BATCH) };
+        door.take(snapshot);
+        door
     }
 }
 
@@ -127,6 +143,7 @@ impl Worker {
             tracing::error!(worker = self.index, address = %door.address, "cannot listen: {e}");
             return;
         }
+        self.mark_new(&door.socket);
         self.doors.insert(door);
         self.plan_spares();
     }

@@ -3,11 +3,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::carry::OnExec;
 use crate::snapshot::{BackendCell, Padded, Revision};
 use crate::words::Address;
 
@@ -30,7 +31,9 @@ pub enum Command {
     Cut(Sessions),
     /// Show that the loop turns: say this number back.
     Turn(u64),
-    /// Return from the loop.
+    /// Have an exec close the descriptors of sessions, or leave them open; and say when all are marked so.
+    OnExec(OnExec),
+    /// Return from the loop, with no descriptor left to mark.
     Park,
 }
 
@@ -67,6 +70,7 @@ pub struct Line {
     waker: Arc<EventFd>,
     acknowledged: Arc<Padded<AtomicU64>>,
     turned: Arc<AtomicU64>,
+    marked: Arc<AtomicBool>,
 }
 
 /// The worker's end.
@@ -77,6 +81,7 @@ pub struct Inbox {
     pub waker: Arc<EventFd>,
     acknowledged: Arc<Padded<AtomicU64>>,
     turned: Arc<AtomicU64>,
+    marked: Arc<AtomicBool>,
 }
 
 /// Makes both ends.
@@ -87,10 +92,11 @@ pub fn line() -> nix::Result<(Line, Inbox)> {
     let (sender, receiver) = sync_channel(INBOX);
     let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
     let acknowledged = Arc::new(Padded(AtomicU64::new(0)));
-    let turned = Arc::new(AtomicU64::new(0));
-    let inbox = Inbox { commands: receiver, waker, acknowledged, turned };
+    let (turned, marked) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)));
+    let inbox = Inbox { commands: receiver, waker, acknowledged, turned, marked };
     let (waker, acknowledged) = (Arc::clone(&inbox.waker), Arc::clone(&inbox.acknowledged));
-    Ok((Line { commands: sender, waker, acknowledged, turned: Arc::clone(&inbox.turned) }, inbox))
+    let (turned, marked) = (Arc::clone(&inbox.turned), Arc::clone(&inbox.marked));
+    Ok((Line { commands: sender, waker, acknowledged, turned, marked }, inbox))
 }
 
 /// The worker takes no commands: it hangs or has gone.
@@ -103,6 +109,9 @@ impl Line {
     /// # Errors
     /// Its inbox is full or gone; the command is dropped.
     pub fn tell(&self, command: Command) -> Result<(), Unanswered> {
+        if matches!(command, Command::OnExec(_)) {
+            self.marked.store(false, SeqCst); // before the worker could have done it
+        }
         match self.commands.try_send(command) {
             Ok(()) => {
                 self.wake();
@@ -132,6 +141,11 @@ impl Line {
     pub fn turned(&self) -> u64 {
         self.turned.load(SeqCst)
     }
+
+    /// Whether the last [`Command::OnExec`] is done.
+    pub fn is_marked(&self) -> bool {
+        self.marked.load(SeqCst)
+    }
 }
 
 impl Inbox {
@@ -154,5 +168,10 @@ impl Inbox {
     /// Answers [`Command::Turn`].
     pub fn turn(&self, number: u64) {
         self.turned.fetch_max(number, SeqCst);
+    }
+
+    /// Answers [`Command::OnExec`].
+    pub fn marked(&self) {
+        self.marked.store(true, SeqCst);
     }
 }

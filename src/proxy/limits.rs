@@ -49,6 +49,11 @@ impl Limits {
         !self.short.swap(true, Relaxed)
     }
 
+    /// When something ran out last, in a spell that is not over.
+    pub fn short_since(&self) -> Option<u64> {
+        self.are_short().then(|| self.last_short.load(Relaxed))
+    }
+
     /// True during a spell of shortage.
     pub fn are_short(&self) -> bool {
         self.short.load(Relaxed)

@@ -3,6 +3,7 @@
 //! through its inbox alone.
 
 mod adopt;
+pub mod carry;
 mod dial;
 mod door;
 mod inbox;
@@ -19,9 +20,11 @@ mod stock;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod token;
 mod worker;
 
 pub use adopt::{Inherited, adopt};
+pub use carry::CarriedWorker;
 pub use door::{Bound, bind};
 pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unaccepted, Unanswered, line};
 pub use limits::Limits;

@@ -96,13 +96,13 @@ pub struct Flow {
     /// Bytes read from the source.
     pub bytes: u64,
     /// What was read and not yet written. `None` while the reader keeps up, so an idle session owns no memory.
-    held: Option<Box<Rest>>,
+    pub(super) held: Option<Box<Rest>>,
     /// The last read found more than may be held.
-    bulk: bool,
+    pub(super) bulk: bool,
     /// The sink has taken at least a byte of the source's: another sink could no longer be used.
     pub sent: bool,
     /// Bytes of a header that the sink has still to take before the source's first; they are the first held.
-    header: u8,
+    pub(super) header: u8,
     /// The source has no more bytes.
     pub ended: bool,
     /// The destination has been told so, or is gone.
@@ -113,8 +113,9 @@ pub struct Flow {
     pub last: bool,
 }
 
+/// Bytes on their way.
 #[derive(Debug)]
-struct Rest {
+pub(super) struct Rest {
     bytes: Box<[u8]>,
     written: usize,
 }
@@ -138,6 +139,11 @@ impl Flow {
     /// True while unwritten bytes are held.
     pub fn is_holding(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// What is held and not yet written.
+    pub fn unwritten(&self) -> &[u8] {
+        self.held.as_ref().map_or(&[], |rest| &rest.bytes[rest.written..])
     }
 
     /// Moves bytes until an event must come, the turn is used up, or the direction is over.

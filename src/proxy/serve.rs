@@ -19,7 +19,8 @@ use super::relay::{End, Flow};
 use super::session::{KEEPALIVE_AFTER, Session, SpareUse, State, micros};
 use super::socket::{self, Dialled};
 use super::spare;
-use super::worker::{Token, Worker};
+use super::token::Token;
+use super::worker::Worker;
 use crate::config::LogConnections;
 use crate::snapshot::{BackendCell, Listener, ListenerCell};
 use crate::words::{Address, Cause, Happening, Phase, PoolName, Refusal};
@@ -36,6 +37,7 @@ impl Worker {
     pub(super) fn admit(&mut self, client: OwnedFd, peer: Option<SocketAddr>, listener: &Listener) {
         let ticket = listener.pool.cell.ticket.fetch_add(1, Relaxed);
         listener.cell.shards[self.index].accepted.add(1);
+        self.mark_new(&client);
         let key = self.sessions.insert(Session::new(End::new(client), peer, listener, ticket, self.now));
         match &listener.accept_proxy {
             Some(trusted) if trusted.expects(peer.map(|peer| peer.ip())) => self.expect_preface(key),
@@ -136,6 +138,8 @@ impl Worker {
             Err(e) => return self.dial_failed(key, if e == Errno::EAGAIN { Errno::ETIMEDOUT } else { e }),
         };
         let token = Token::Server(key, session.dial).pack();
+        self.mark_new(&fd);
+        let session = &mut self.sessions[key];
         let registered = self.epoll.add(&fd, EpollEvent::new(interest(), token));
         session.server = Some(End::new(fd));
         session.state = State::Connecting;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
+use serde::{Deserialize, Serialize};
 
 use super::relay::{End, Flow, Memory, SourceLost, Step};
 use crate::snapshot::{BackendCell, Listener, ListenerCell, PoolCell, Snapshot};
@@ -15,8 +16,8 @@ use crate::words::{Cause, Phase, ProxyVersion, Refusal};
 /// Sessions younger than this are not worth the calls that turn keepalive on.
 pub const KEEPALIVE_AFTER: u64 = 1_000_000;
 
-/// What a session is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a session is doing. Programs hand sessions to each other: what there is keeps its place in the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// It waits for the PROXY header that its peer is to send first.
     Preface,
@@ -33,7 +34,7 @@ pub enum State {
 }
 
 /// Whether a spare connection serves a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpareUse {
     /// None yet.
     Never,

@@ -1,13 +1,14 @@
 //! The system calls of the data path, each with the options lbd wants, on descriptors that are
-//! non-blocking and closed on exec. Decides nothing. One of the two files with `unsafe`.
+//! non-blocking and closed on exec. Decides nothing. One of the three files with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getpeername,
     getsockname, recv, send, setsockopt, shutdown, socket, sockopt,
@@ -204,6 +205,32 @@ pub fn give_memory_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// A descriptor that an exec has brought here.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the predecessor owned it and is no more; its record has each descriptor once (`carry::assemble` checks),
+    // and nobody else in this process has heard of it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Says whether an exec leaves a descriptor open.
+pub fn keep_across_exec(fd: RawFd, keep: bool) -> Result<(), Errno> {
+    if fd < 0 {
+        return Err(Errno::EBADF); // no descriptor, and no number that may be borrowed as one
+    }
+    let flags = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    // SAFETY: borrowed for this call alone; where it is not open, the kernel says so and nothing happens.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)
+}
+
+/// Has an exec close every descriptor from the first to the last: one call, of Linux 5.11.
+pub fn close_range_on_exec(first: RawFd, last: RawFd) -> Result<(), Errno> {
+    // Not by the C library, where it is younger than the kernel that has the call.
+    // SAFETY: it closes nothing now, and takes numbers alone.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+    Errno::result(done).map(drop)
 }
 
 /// Microseconds of CLOCK_MONOTONIC.

@@ -15,7 +15,8 @@ use super::serve::{interest, is_shortage, may_meet_itself};
 use super::session::SpareUse;
 use super::socket::{self, Dialled};
 use super::stock::{PAUSE, Spare};
-use super::worker::{Token, Worker};
+use super::token::Token;
+use super::worker::Worker;
 use crate::snapshot::{BackendCell, Pool};
 use crate::words::{Cause, Phase};
 
@@ -77,6 +78,7 @@ impl Worker {
                 Dialled::Connected(fd) => (fd, true),
             };
             self.epoll.add(&fd, EpollEvent::new(interest(), Token::Spare(key).pack()))?;
+            self.mark_new(&fd);
             Ok((fd, connected))
         });
         match dialled {

@@ -2,12 +2,14 @@
 //! goes to the next session, which has become too old. Plain data and its arithmetic; [`super::spare`] opens and closes.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use slab::Slab;
 
+use super::carry::{CarriedSpare, CarriedStock, Unfit};
 use super::session::micros;
+use super::socket;
 use crate::snapshot::{BackendCell, Snapshot};
 
 /// The pause after a spare that could not be had or kept, so that a failing backend is not hammered; microseconds.
@@ -188,6 +190,57 @@ impl Spares {
             let stock = &mut self.stocks[at];
             (stock.not_before, stock.full) = (now + PAUSE, full);
         }
+    }
+
+    /// All there is, as numbers; `name` gives a backend its own.
+    pub fn carry(&self, name: &mut dyn FnMut(&Arc<BackendCell>) -> u32) -> (Vec<CarriedSpare>, Vec<CarriedStock>) {
+        let spares = self.table.iter().map(|(key, spare)| CarriedSpare {
+            key: key as u32,
+            fd: spare.fd.as_raw_fd(),
+            backend: name(&spare.backend),
+            connected: spare.connected,
+            since: spare.since,
+        });
+        let spares = spares.collect();
+        let stocks = self.stocks.iter().map(|stock| CarriedStock {
+            backend: name(&stock.backend),
+            keys: stock.keys.iter().map(|key| *key as u32).collect(),
+            not_before: stock.not_before,
+            full: stock.full,
+        });
+        (spares, stocks.collect())
+    }
+
+    /// The same again; each takes its place at its backend. What the snapshot wants of them is for [`Spares::plan`] to say.
+    pub fn assemble(
+        spares: Vec<CarriedSpare>,
+        stocks: Vec<CarriedStock>,
+        backend: impl Fn(u32) -> Result<Arc<BackendCell>, Unfit>,
+    ) -> Result<Self, Unfit> {
+        let cells = spares.iter().map(|spare| backend(spare.backend)).collect::<Result<Vec<_>, _>>()?;
+        let stocks = stocks.into_iter().map(|CarriedStock { backend: number, keys, not_before, full }| {
+            let keys = keys.into_iter().map(|key| key as usize).collect();
+            let (limit, wanted, patience, max_idle) = (None, 0, 0, 0);
+            Ok(Stock { backend: backend(number)?, limit, wanted, patience, max_idle, keys, not_before, full })
+        });
+        let mut stocks = stocks.collect::<Result<Vec<_>, _>>()?;
+        stocks.sort_unstable_by_key(|stock| place(&stock.backend));
+        let table = spares.into_iter().zip(cells).map(|(CarriedSpare { key, fd, connected, since, .. }, backend)| {
+            backend.live.reserve_spare(None);
+            (key as usize, Spare { fd: socket::own(fd), backend, connected, since })
+        });
+        Ok(Self { table: table.collect(), stocks, due: None })
+    }
+
+    /// Every one, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Spare)> {
+        self.table.iter()
+    }
+
+    /// Takes all out, as an exec would.
+    #[cfg(test)]
+    pub fn drain(&mut self) -> impl Iterator<Item = Spare> {
+        self.table.drain()
     }
 
     /// A backend has a place again.

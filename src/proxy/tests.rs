@@ -13,7 +13,7 @@ use super::{Command, Limits, Line, Outcome, Sessions, Setup, Worker, bind, line}
 use crate::snapshot::{Publisher, Revision, Snapshot, publish_first};
 use crate::words::Address;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A worker that serves, and what it is told by.
 struct Rig {
@@ -115,7 +115,7 @@ impl Drop for Rig {
 }
 
 /// A server that says everything again, to whoever comes.
-fn echo_server() -> SocketAddr {
+pub(super) fn echo_server() -> SocketAddr {
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = door.local_addr().unwrap();
     thread::spawn(move || {
@@ -141,14 +141,14 @@ fn nobody<const N: usize>() -> ([SocketAddr; N], [socket2::Socket; N]) {
     (std::array::from_fn(|i| kept[i].local_addr().unwrap().as_socket().unwrap()), kept)
 }
 
-fn say(client: &mut TcpStream, text: &[u8]) {
+pub(super) fn say(client: &mut TcpStream, text: &[u8]) {
     client.write_all(text).unwrap();
     let mut back = vec![0; text.len()];
     client.read_exact(&mut back).unwrap();
     assert_eq!(back, text);
 }
 
-fn say_goodbye(mut client: TcpStream) {
+pub(super) fn say_goodbye(mut client: TcpStream) {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client.read(&mut [0; 9]).unwrap(), 0);
 }

@@ -3,6 +3,7 @@
 //! be called again. Here alone in this room is the clock read, once a turn.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use slab::Slab;
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, info};
 
+use super::carry::Marking;
 use super::door::{Door, Hold};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
@@ -20,6 +22,7 @@ use super::scratch::Scratch;
 use super::session::{KEEPALIVE_AFTER, Next, Session, State};
 use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
+use super::token::Token;
 use crate::snapshot::{Reader, Snapshot};
 use crate::words::{Cause, Happening, PoolName, Refusal};
 
@@ -30,7 +33,7 @@ const SWEEP: u64 = 20_000;
 /// How often a worker looks whether a shortage is over.
 pub(super) const RECOVERY: u64 = 1_000_000;
 /// How soon after a change the sessions take its timeouts.
-const REFRESH: u64 = 100_000;
+pub(super) const REFRESH: u64 = 100_000;
 
 /// What a worker is made of.
 pub struct Setup {
@@ -77,50 +80,22 @@ pub struct Worker {
     pub(super) spares: Spares,
     pub(super) scratch: Scratch,
     /// Sessions that could go on.
-    again: Vec<usize>,
+    pub(super) again: Vec<usize>,
     /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
     pub(super) gone: Vec<usize>,
     pub(super) now: u64,
-    sweep_at: u64,
+    pub(super) sweep_at: u64,
     swept: u64,
     /// A snapshot has come since the last sweep.
-    changed: bool,
+    pub(super) changed: bool,
     /// State of a xorshift; good enough to draw two backends.
     seed: u64,
-}
-
-/// What an event is about; packed into the 64 bits that epoll keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
-    Client(usize),
-    /// The dial tells this socket from an earlier one of the same session.
-    Server(usize, u8),
-    Door(usize),
-    Inbox,
-    Spare(usize),
-}
-
-impl Token {
-    pub(super) fn pack(self) -> u64 {
-        match self {
-            Token::Client(key) => (key as u64) << 16,
-            Token::Server(key, dial) => (key as u64) << 16 | u64::from(dial) << 8 | 1,
-            Token::Door(key) => (key as u64) << 16 | 2,
-            Token::Inbox => 3,
-            Token::Spare(key) => (key as u64) << 16 | 4,
-        }
-    }
-
-    fn unpack(bits: u64) -> Self {
-        let key = (bits >> 16) as usize;
-        match bits & 0xff {
-            0 => Token::Client(key),
-            1 => Token::Server(key, (bits >> 8) as u8),
-            2 => Token::Door(key),
-            4 => Token::Spare(key),
-            _ => Token::Inbox,
-        }
-    }
+    /// Epoll descriptors of a predecessor that had another number of workers.
+    pub(super) retired: Vec<OwnedFd>,
+    /// What is here was another program's, and has not had a turn yet.
+    pub(super) taken_over: bool,
+    /// What an exec does to what is here.
+    pub(super) marking: Marking,
 }
 
 impl Worker {
@@ -129,12 +104,17 @@ impl Worker {
     /// # Errors
     /// The process has no descriptor left.
     pub fn new(setup: Setup) -> Result<Self, Errno> {
+        let worker = Self::on(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, setup);
+        worker.hear_inbox()?;
+        Ok(worker)
+    }
+
+    /// The same, deaf still.
+    pub(super) fn on(epoll: Epoll, setup: Setup) -> Self {
         let Setup { index, inbox, mut reader, limits, outcomes, acknowledged, others } = setup;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&*inbox.waker, EpollEvent::new(EpollFlags::EPOLLIN, Token::Inbox.pack()))?;
         let snapshot = Arc::clone(reader.look());
         let now = monotonic_micros();
-        Ok(Self {
+        Self {
             index,
             epoll,
             inbox,
@@ -160,13 +140,24 @@ impl Worker {
             swept: now,
             changed: false,
             seed: now | 1,
-        })
+            retired: Vec::new(),
+            taken_over: false,
+            marking: Marking::default(),
+        }
+    }
+
+    pub(super) fn hear_inbox(&self) -> Result<(), Errno> {
+        self.epoll.add(&*self.inbox.waker, EpollEvent::new(EpollFlags::EPOLLIN, Token::Inbox.pack()))
     }
 
     /// Serves until [`Command::Park`] comes.
     pub fn run(&mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut turn = Vec::new();
+        if std::mem::take(&mut self.taken_over) {
+            self.now = monotonic_micros();
+            self.take_up();
+        }
         loop {
             let count = match self.epoll.wait(&mut events, self.patience()) {
                 Ok(count) => count,
@@ -215,6 +206,14 @@ impl Worker {
             if self.limits.memory.has_slack() {
                 socket::give_memory_back();
             }
+            while self.marking.is_unfinished() {
+                if self.mark_some() {
+                    self.inbox.marked();
+                    self.acknowledged.notify_one();
+                } else if !parked {
+                    break;
+                }
+            }
             if parked {
                 return;
             }
@@ -223,7 +222,7 @@ impl Worker {
 
     /// How long to wait for events.
     fn patience(&self) -> EpollTimeout {
-        if !self.again.is_empty() {
+        if !self.again.is_empty() || self.marking.is_unfinished() {
             return EpollTimeout::ZERO;
         }
         let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX)).min(self.spares.due());
@@ -274,6 +273,7 @@ impl Worker {
                     self.inbox.turn(number);
                     self.acknowledged.notify_one();
                 }
+                Command::OnExec(what) => self.mark(what),
                 Command::Park => parked = true,
             }
         }
@@ -486,20 +486,6 @@ fn bear_with(session: &mut Session) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_token_survives_its_packing() {
-        for token in [
-            Token::Client(0),
-            Token::Client(70_000),
-            Token::Server(3, 255),
-            Token::Door(9),
-            Token::Inbox,
-            Token::Spare(7),
-        ] {
-            assert_eq!(Token::unpack(token.pack()), token);
-        }
-    }
 
     #[test]
     fn a_dead_peer_is_bounded_by_the_kernel_and_one_that_only_does_not_read_is_not() {

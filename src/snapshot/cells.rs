@@ -144,6 +144,13 @@ impl Removed {
         Some(self.0.load(Relaxed)).filter(|at| *at != 0)
     }
 
+    /// What was removed stays so.
+    fn recall(&self, removed: Option<u64>) {
+        if let Some(at) = removed {
+            self.0.store(at, Relaxed);
+        }
+    }
+
     fn set(&self, present: bool, now: u64) {
         let at = if present { 0 } else { self.since().unwrap_or(now.max(1)) };
         self.0.store(at, Relaxed);
@@ -179,17 +186,43 @@ impl Cells {
         Self { shards: workers, listeners: BTreeMap::new(), pools: BTreeMap::new(), backends: BTreeMap::new() }
     }
 
+    /// The cell of a listener of former days; `removed` says when it left the configuration then in force. To be called
+    /// before the register settles.
+    pub fn recall_listener(&mut self, name: &ListenerName, removed: Option<u64>) -> &Arc<ListenerCell> {
+        let new = || Arc::new(listener(name.clone(), self.shards));
+        let cell = self.listeners.entry(name.clone()).or_insert_with(new);
+        cell.removed.recall(removed);
+        cell
+    }
+
+    /// The same of a pool.
+    pub fn recall_pool(&mut self, name: &PoolName) -> &Arc<PoolCell> {
+        self.pools.entry(name.clone()).or_insert_with(|| Arc::new(pool(name.clone())))
+    }
+
+    /// The same of a backend, and of its pool.
+    pub fn recall_backend(
+        &mut self,
+        reference: BackendRef,
+        address: Address,
+        removed: Option<u64>,
+    ) -> &Arc<BackendCell> {
+        let pool = Arc::clone(self.recall_pool(&reference.pool));
+        let new = || Arc::new(backend(reference.clone(), address.clone(), &pool, self.shards));
+        let cell = self.backends.entry((reference.clone(), address.clone())).or_insert_with(new);
+        cell.removed.recall(removed);
+        cell
+    }
+
     /// Makes the register fit a configuration: adds what is new, marks what has left at `now`
     /// (microseconds of CLOCK_MONOTONIC).
     pub fn settle(&mut self, config: &Config, now: u64) {
         for name in config.listeners.keys() {
             self.listeners.entry(name.clone()).or_insert_with(|| Arc::new(listener(name.clone(), self.shards)));
         }
-        for (name, pool) in &config.pools {
-            let cell = self.pools.entry(name.clone()).or_insert_with(|| {
-                Arc::new(PoolCell { name: name.clone(), ticket: Padded::default(), queued: Padded::default() })
-            });
-            for asked in &pool.backends {
+        for (name, asked) in &config.pools {
+            let cell = self.pools.entry(name.clone()).or_insert_with(|| Arc::new(pool(name.clone())));
+            for asked in &asked.backends {
                 let reference = BackendRef { pool: name.clone(), backend: asked.name.clone() };
                 let key = (reference.clone(), asked.address.clone());
                 self.backends
@@ -236,6 +269,11 @@ impl Cells {
         self.listeners.values()
     }
 
+    /// Every pool, by name.
+    pub(super) fn pools(&self) -> impl Iterator<Item = &Arc<PoolCell>> {
+        self.pools.values()
+    }
+
     /// Every backend, by pool and name.
     pub fn backends(&self) -> impl Iterator<Item = &Arc<BackendCell>> {
         self.backends.values()
@@ -254,6 +292,10 @@ fn listener(name: ListenerName, shards: usize) -> ListenerCell {
         shards: (0..shards).map(|_| Padded::default()).collect(),
         removed: Removed::default(),
     }
+}
+
+fn pool(name: PoolName) -> PoolCell {
+    PoolCell { name, ticket: Padded::default(), queued: Padded::default() }
 }
 
 fn backend(reference: BackendRef, address: Address, pool: &Arc<PoolCell>, shards: usize) -> BackendCell {

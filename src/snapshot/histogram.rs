@@ -46,6 +46,20 @@ impl Histogram {
         self.buckets[bucket(micros)].add(1);
     }
 
+    /// The filled buckets of several histograms taken together: which, and how many it holds.
+    pub(super) fn filled<'a>(parts: impl Iterator<Item = &'a Histogram>) -> Vec<(u16, u64)> {
+        let mut sum = [0u64; BUCKETS];
+        for part in parts {
+            sum.iter_mut().zip(&part.buckets).for_each(|(total, bucket)| *total += bucket.read());
+        }
+        (0u16..).zip(sum).filter(|(_, n)| *n > 0).collect()
+    }
+
+    /// Adds what another histogram holds; a bucket that is unknown here counts as the longest.
+    pub(super) fn fill(&self, filled: &[(u16, u64)]) {
+        filled.iter().for_each(|(bucket, n)| self.buckets[usize::from(*bucket).min(BUCKETS - 1)].add(*n));
+    }
+
     /// The percentiles of several histograms taken together.
     pub fn percentiles<'a>(parts: impl Iterator<Item = &'a Histogram>) -> Percentile {
         let mut sum = [0u64; BUCKETS];

@@ -3,6 +3,7 @@
 //! What must outlive a change (counters, tickets) hangs in the [`Cells`] that snapshots share.
 
 mod build;
+mod carried;
 mod cells;
 mod counters;
 mod histogram;
@@ -10,6 +11,7 @@ mod model;
 mod shared;
 
 pub use build::{BackendFacts, build};
+pub use carried::CarriedCells;
 pub use cells::{BackendCell, Cells, ListenerCell, Live, PoolCell};
 pub use counters::{BackendShard, Count, ListenerShard, Padded};
 pub use histogram::{Histogram, Percentile};

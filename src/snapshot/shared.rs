@@ -16,8 +16,8 @@ pub struct Publisher(Arc<ArcSwap<Snapshot>>);
 pub struct Reader(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>);
 
 /// Puts the first snapshot in force.
-pub fn publish_first(first: Snapshot) -> (Publisher, Reader) {
-    let shared = Arc::new(ArcSwap::from_pointee(first));
+pub fn publish_first(first: impl Into<Arc<Snapshot>>) -> (Publisher, Reader) {
+    let shared = Arc::new(ArcSwap::new(first.into()));
     (Publisher(Arc::clone(&shared)), Reader(Cache::new(shared)))
 }
 

@@ -42,6 +42,10 @@ happenings! {
     ReloadApplied = "reload-applied", "2661232c5a03426dac20422f484f81cf";
     /// A changed configuration was refused, and nothing has changed; each problem is an event of its own.
     ReloadRefused = "reload-refused", "f81ccd246e3e42f8b6377e619d026478";
+    /// Another program has taken over in place, with every session.
+    Upgraded = "upgraded", "5d1b8f1b6c0e4c7f9a4b2f0d7c3e8a61";
+    /// A program that was to take over was refused or has failed; the one that served before goes on.
+    UpgradeRefused = "upgrade-refused", "c2f4a9d07e1d4b53b8a6e1f93d5c7b20";
     /// A backend has become fit to serve.
     BackendUp = "backend-up", "0e3d98bef2a8460c89b7f0c964852fc0";
     /// A backend has become unfit to serve; the reason is in the message.

@@ -5,8 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -23,6 +25,7 @@ pub struct Lbd {
     dir: Arc<TempDir>,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
+    upgrading: Option<Upgrading>,
 }
 
 /// What it has written to stderr.
@@ -80,7 +83,8 @@ impl Lbd {
                 to.changed.notify_all();
             }
         });
-        Self { child, dir, log, reader: Some(reader) }
+        let upgrading = Upgrading::as_asked(dir.path());
+        Self { child, dir, log, reader: Some(reader), upgrading }
     }
 
     /// Its folder.
@@ -228,11 +232,53 @@ impl Lbd {
 
 impl Drop for Lbd {
     fn drop(&mut self) {
+        let refused = self.upgrading.take().map_or_else(Vec::new, Upgrading::end);
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("--- the log of lbd:\n{}", self.log());
+        } else {
+            assert_eq!(refused, [""; 0], "upgrades beside the test");
         }
+    }
+}
+
+/// Another lbd takes over again and again while the test runs: `LBD_TEST_UPGRADE=1` makes it every second, in every test but
+/// those that are about it.
+struct Upgrading {
+    stop: Sender<()>,
+    thread: JoinHandle<Vec<String>>,
+}
+
+impl Upgrading {
+    fn as_asked(dir: &Path) -> Option<Self> {
+        let seconds = std::env::var("LBD_TEST_UPGRADE").ok()?.parse().unwrap();
+        let every = Duration::from_secs_f64(seconds);
+        if thread::current().name().is_some_and(|test| test.contains("upgrade")) {
+            return None; // it makes its own
+        }
+        let socket = dir.join("control.sock");
+        let (stop, stopped) = channel();
+        let thread = thread::spawn(move || {
+            let mut refused = Vec::new();
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                let mut lbctl = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+                let ran = ran(lbctl.arg("upgrade").env("LBD_SOCKET", &socket).stdin(Stdio::null()).output().unwrap());
+                // It may not have begun, be about to end, or be what the test is about.
+                let usual = ["starting or stopping", "under way", "broke off", "no lbd listens", "another connection"];
+                if ran.code != Some(0) && !usual.iter().any(|why| ran.err.contains(why)) {
+                    refused.push(ran.err);
+                }
+            }
+            refused
+        });
+        Some(Self { stop, thread })
+    }
+
+    /// Ends it; returns what went wrong.
+    fn end(self) -> Vec<String> {
+        drop(self.stop);
+        self.thread.join().unwrap()
     }
 }
 

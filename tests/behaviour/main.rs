@@ -23,3 +23,4 @@ mod spare;
 mod starting;
 mod stopping;
 mod timeouts;
+mod upgrade;

@@ -252,3 +252,26 @@ fn a_reload_is_always_followed_by_ready() {
         manager.await_line("READY=1");
     }
 }
+
+#[test]
+fn the_manager_is_told_of_an_upgrade_and_keeps_what_it_has() {
+    let a = Backend::start(echo);
+    let (mut manager, lbd) = service(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    echoes(&client).unwrap();
+    let store = manager.store.clone();
+    for _ in 0..3 {
+        lbd.done(&["upgrade"]);
+        manager.await_line("RELOADING=1");
+        manager.await_line("WATCHDOG=1");
+        assert!(manager.await_line("READY=1").contains("; upgraded in place: "));
+        assert_eq!(manager.store, store);
+    }
+    // One worker more: its socket is to survive a crash, too.
+    let more = web(&[("a", &a)], "").replace("workers: 2", "workers: 3");
+    assert_eq!(lbd.reload(&more).code, Some(0));
+    lbd.done(&["upgrade"]);
+    manager.await_line("FDSTORE=1");
+    assert_eq!(manager.store.len(), 3);
+    echoes(&client).unwrap();
+}

@@ -22,4 +22,5 @@ mod sockets;
 mod stop;
 mod trial;
 mod unit;
+mod upgrade;
 mod watchdog;

@@ -1,30 +1,49 @@
-//! The packages: an upgrade refuses nobody, and what was purged has left nothing.
+//! The packages: nobody notices an upgrade, and what was purged has left nothing.
 
-use crate::load::Load;
+use crate::load::{Load, LongOnes};
 use crate::machine::{CONFIG, Machine, NEW_VERSION, Package};
 
 #[test]
-fn an_upgrade_refuses_nobody() {
+fn an_upgrade_is_noticed_by_nobody() {
     let Some(machine) = Machine::serving() else { return };
-    let (load, before) = (Load::start(&machine), machine.property("MainPID"));
-    machine.install(Package::New);
-    let after = machine.property("MainPID");
-    assert_ne!(after, before);
-    // The new version runs, not what of the old one is still in memory.
-    assert_eq!(machine.done(&["readlink", &format!("/proc/{after}/exe")]), "/usr/sbin/lbd\n");
-    assert_eq!(machine.done(&["dpkg-query", "-Wf", "${Version}", "lbd"]), NEW_VERSION);
+    let (load, sessions, before) = (Load::start(&machine), LongOnes::open(&machine), machine.property("MainPID"));
+    let idle = machine.inside(|| std::net::TcpStream::connect(("127.0.0.1", 8080)).unwrap());
+    let said = machine.install(Package::New);
+    assert!(said.contains("lbd: upgraded in place: lbd "), "{said}");
+    assert_eq!((machine.property("MainPID"), machine.property("NRestarts")), (before.clone(), "0".into()));
     assert_eq!(machine.property("ActiveState"), "active");
+    // The new version runs, not what of the old one is still in memory.
+    assert_eq!(machine.done(&["readlink", &format!("/proc/{before}/exe")]), "/usr/sbin/lbd\n");
+    assert_eq!(machine.done(&["dpkg-query", "-Wf", "${Version}", "lbd"]), NEW_VERSION);
+    let status = machine.done(&["lbctl", "status"]);
+    assert!(status.contains("upgraded in place, 1 so far"), "{status}");
+    sessions.end_unharmed();
+    crate::client::echoes(&idle.into()).unwrap();
     load.ends_unharmed();
     // The operator's own file was kept.
     assert_eq!(machine.done(&["cat", "/etc/lbd/lbd.yaml"]), CONFIG);
 }
 
 #[test]
-fn an_upgrade_whose_file_is_refused_leaves_the_old_one_serving() {
+fn an_upgrade_serves_by_the_file_in_force_whatever_has_become_of_it() {
     let Some(machine) = Machine::serving() else { return };
     let before = machine.property("MainPID");
     machine.configure(&CONFIG.replace("pool: web", "pool: wep"));
     let load = Load::start(&machine);
+    machine.install(Package::New);
+    assert_eq!(machine.property("MainPID"), before);
+    load.ends_unharmed();
+}
+
+#[test]
+fn where_no_upgrade_in_place_is_to_be_had_it_restarts_and_refuses_nobody_unless_it_would_not_come_back() {
+    let Some(machine) = Machine::serving() else { return };
+    // Nobody finds lbd's control socket there.
+    let elsewhere = "[Service]\nExecStart=\nExecStart=/usr/sbin/lbd --control /run/lbd/elsewhere.sock\n";
+    machine.drop_in("lbd.service", elsewhere);
+    machine.done(&["systemctl", "restart", "lbd"]);
+    let (load, before) = (Load::start(&machine), machine.property("MainPID"));
+    machine.configure(&CONFIG.replace("pool: web", "pool: wep"));
     let said = machine.install(Package::New);
     assert!(said.contains("no pool is named \"wep\"") && said.contains("the old one goes on"), "{said}");
     // Nor is one right that only root can read.
@@ -33,11 +52,14 @@ fn an_upgrade_whose_file_is_refused_leaves_the_old_one_serving() {
     let said = postinst(&machine, &["configure", "0.0.1-1"]);
     assert!(said.contains("the old one goes on"), "{said}");
     assert_eq!(machine.property("MainPID"), before);
+    machine.done(&["chmod", "644", "/etc/lbd/lbd.yaml"]);
+    let said = postinst(&machine, &["configure", "0.0.1-1"]);
+    assert!(said.contains("restarted, for it cannot be upgraded in place"), "{said}");
+    assert_ne!(machine.property("MainPID"), before, "the new version runs");
     load.ends_unharmed();
 
     // A restart that fails is not silent.
-    machine.done(&["chmod", "644", "/etc/lbd/lbd.yaml"]);
-    machine.drop_in("lbd.service", "[Service]\nExecStartPre=/bin/false\n");
+    machine.drop_in("lbd.service", &format!("{elsewhere}ExecStartPre=/bin/false\n"));
     let said = postinst(&machine, &["configure", "0.0.1-1"]);
     assert!(said.contains("the new version does not run"), "{said}");
 }

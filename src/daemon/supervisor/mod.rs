@@ -2,6 +2,7 @@
 //! says when it wants to be asked again. It reads no clock, file or socket, so that a test can play any history
 //! through it. It owns the configuration in force, the cells, the verdicts and the operator's overrides.
 
+mod heritage;
 mod keeping;
 mod liveness;
 mod operator;
@@ -13,6 +14,7 @@ mod simulation;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -27,9 +29,11 @@ use crate::observe::LastReload;
 use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build};
 use crate::words::{Address, AdminState, BackendRef, Generation, Health};
 
+pub use heritage::CarriedSupervisor;
 use keeping::recalled;
 use pulse::Pulse;
 pub use stop::Stage;
+use upgrade::Upgrading;
 
 /// Answers to operators that may be outstanding at a time; one more is refused.
 const MOST_WAITING: usize = 64;
@@ -49,6 +53,8 @@ pub struct Facts {
     pub version: String,
     /// Its process id.
     pub pid: u32,
+    /// The user that it runs as.
+    pub uid: u32,
     /// Its worker threads.
     pub workers: usize,
     /// Whether what operators decide is written down.
@@ -93,6 +99,9 @@ pub struct Supervisor {
     status_at: Instant,
     last_status: String,
     stage: Stage,
+    upgrading: Option<Upgrading>,
+    /// How often another program has taken over in place.
+    upgrades: u64,
     /// The service manager has been asked why the daemon is to stop.
     job_asked: bool,
     pulse: Pulse,
@@ -181,6 +190,8 @@ impl Supervisor {
             status_at: now.at,
             last_status: String::new(),
             stage: Stage::Starting,
+            upgrading: None,
+            upgrades: 0,
             job_asked: false,
             pulse: Pulse::new(now),
             random: seed | 1,
@@ -197,7 +208,10 @@ impl Supervisor {
             Event::Bound(bound) => self.bound(bound, now, out),
             Event::NotBound(reasons) => self.not_bound(reasons, now, out),
             Event::Asked(ask, request, peer) => self.asked(ask, request, peer, now, out),
-            Event::AskerGone(ask) => self.waiting.retain(|w| w.ask != ask),
+            Event::AskerGone(ask) => {
+                self.waiting.retain(|w| w.ask != ask);
+                self.forget_upgrade_of(ask);
+            }
             Event::Acknowledged(revision) => self.acknowledged(revision),
             Event::Probed(key, result) => self.probed(&key, result, now),
             Event::NotProbed(key) => self.not_probed(&key, now),
@@ -205,11 +219,17 @@ impl Supervisor {
             Event::Kept(number, result) if number > self.kept.0 => self.kept = (number, result),
             Event::Kept(..) => {}
             Event::Turned(number) => self.turned(number, out),
+            Event::Checked(ask, result) => self.checked(ask, result, out),
+            Event::Frozen(result) => self.frozen(result, now, out),
+            Event::NotHandedOver(why) => self.not_handed_over(&why, out),
+            Event::TookOver(how) => self.took_over(how, now, out),
             Event::StopAsked => self.stop_asked(now, out),
             Event::JobKnown(job) => self.job_known(job, now, out),
             Event::Tick => {}
         }
-        self.whatever_is_due(now, out);
+        if !self.is_frozen() {
+            self.whatever_is_due(now, out);
+        }
         actions
     }
 

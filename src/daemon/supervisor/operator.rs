@@ -64,6 +64,7 @@ impl Supervisor {
                 let then = self.changed(lines);
                 self.answer_when_known(ask, then, now, out);
             }
+            Request::Upgrade(asked) => self.upgrade_asked(ask, asked, &peer, out),
             Request::Shutdown { mode } => {
                 info!(by, "lbctl asks to stop");
                 out.push(Action::Answer(ask, Reply::Stopping { sessions: self.cells.sessions() }));

@@ -112,7 +112,7 @@ impl Supervisor {
 
     /// Brings what is known of backends in line with a configuration: new ones are unproven, known ones keep
     /// their verdict, and those that are not checked have none. Returns what the operator should know of it.
-    fn know(&mut self, config: &Config, now: Now) -> Vec<String> {
+    pub(super) fn know(&mut self, config: &Config, now: Now) -> Vec<String> {
         let mut notes = Vec::new();
         let mut random = self.random();
         let mut wanted: BTreeMap<BackendKey, Option<&crate::words::CheckSpec>> = BTreeMap::new();

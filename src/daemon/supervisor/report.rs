@@ -18,7 +18,13 @@ impl Supervisor {
         let (up, total) = self.backends_up();
         let sessions = self.cells.sessions();
         let stopping = if self.stage.is_stopping() { "stopping; " } else { "" };
-        format!("{stopping}generation {}, {up} of {total} backends up, sessions: {sessions}", self.generation)
+        let version = &self.facts.version;
+        let upgraded =
+            if self.upgrades > 0 { format!("; upgraded in place: {}", self.upgrades) } else { String::new() };
+        format!(
+            "{stopping}generation {}, {up} of {total} backends up, sessions: {sessions}; lbd {version}{upgraded}",
+            self.generation
+        )
     }
 
     /// Backends that may take sessions by their health, and all.
@@ -70,6 +76,7 @@ impl Supervisor {
             backends_up,
             backends_total,
             sessions: self.cells.sessions(),
+            upgrades: self.upgrades,
             warnings,
         }
     }

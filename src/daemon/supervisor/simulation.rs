@@ -77,7 +77,8 @@ fn step(world: &mut World) {
                 world.happen(Event::DialFailed(key));
             }
         }
-        88..90 => world.somebody_goes(),
+        88 => world.somebody_goes(),
+        89 => world.upgrade(),
         90..95 => world.now += world.chance.millis(8000),
         _ => world.happen(Event::Tick),
     }

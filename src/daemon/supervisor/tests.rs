@@ -1,6 +1,7 @@
 //! Single histories of the supervisor, named after what they promise or after what once went wrong.
 
 mod service;
+mod upgrade;
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -35,7 +36,7 @@ struct Daemon {
 impl Daemon {
     fn serving(file: &'static str) -> Self {
         Self::with(
-            Facts { version: "0".into(), pid: 1, workers: 2, pulse: None, keeps: false, config_path: None },
+            Facts { version: "0".into(), pid: 1, uid: 0, workers: 2, pulse: None, keeps: false, config_path: None },
             file,
         )
     }

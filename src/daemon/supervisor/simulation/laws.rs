@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::world::World;
 use crate::config::Config;
 use crate::daemon::event::{BackendKey, Event, FileRead};
-use crate::daemon::supervisor::Override;
+use crate::daemon::supervisor::{Override, Supervisor};
 use crate::snapshot::{BackendCell, Snapshot};
 use crate::words::{Address, AdminState, Generation, Health};
 
@@ -71,6 +71,25 @@ pub fn hold(world: &mut World, before: &Before) {
             assert_eq!(ask.answers, 1, "nobody is left without an answer: {}", ask.what);
         }
     }
+}
+
+/// Another program's supervisor has all that was known, and nothing else.
+pub fn a_successor_knows_the_same(before: &Supervisor, after: &Supervisor) {
+    assert_eq!((after.generation, after.keeping, &after.bound), (before.generation, before.keeping, &before.bound));
+    assert!(after.revision > before.revision && after.config == before.config);
+    assert_eq!(after.cells.carry(), before.cells.carry());
+    assert_eq!(after.waiting.len(), before.waiting.len());
+    let decided = |s: &Supervisor| -> Vec<_> {
+        s.overrides.iter().map(|(key, o)| (key.clone(), o.admin, o.by.clone(), o.since, o.until.is_some())).collect()
+    };
+    assert_eq!(decided(after), decided(before));
+    let found = |s: &Supervisor| -> Vec<_> {
+        let known = s.backends.iter();
+        known
+            .map(|(key, k)| (key.clone(), k.verdict.health(), k.verdict.against(), k.probes_ok, k.probes_failed))
+            .collect()
+    };
+    assert_eq!(found(after), found(before));
 }
 
 fn a_change_counts_once_and_a_refusal_changes_nothing(world: &mut World, before: &Before) {

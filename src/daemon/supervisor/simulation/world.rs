@@ -10,10 +10,11 @@ use super::laws;
 use crate::config::{Config, Problem};
 use crate::control::{Peer, Reply, Request};
 use crate::daemon::action::{Action, Doors, Exit, Notice};
-use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Job, Now, Queues, ReloadBy};
-use crate::daemon::supervisor::{Facts, Supervisor, Then};
+use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Job, Now, Queues, ReloadBy, TookOver};
+use crate::daemon::supervisor::{CarriedSupervisor, Facts, Stage, Supervisor, Then};
+use crate::observe::json;
 use crate::proxy::Sessions;
-use crate::snapshot::{BackendCell, ListenerCell, Revision, Snapshot};
+use crate::snapshot::{BackendCell, Cells, ListenerCell, Revision, Snapshot};
 use crate::words::Address;
 
 pub const WORKERS: usize = 3;
@@ -84,6 +85,7 @@ impl World {
         let facts = Facts {
             version: "0".into(),
             pid: 1,
+            uid: 0,
             workers: WORKERS,
             pulse: Some(Duration::from_secs(3)),
             keeps: true,
@@ -216,6 +218,9 @@ impl World {
             Action::Notify(Notice::Reloading) => self.reloading = true,
             Action::Notify(Notice::Ready(_)) => self.reloading = false,
             Action::SetLogLevel(_) | Action::SetWatch(_) | Action::SetControl(_) | Action::Notify(_) => {}
+            Action::CheckTarget(..) | Action::Freeze | Action::HandOver(..) => {
+                unreachable!("nobody asks for an upgrade")
+            }
             Action::Exit(exit) => self.exit = Some(exit),
         }
     }
@@ -284,6 +289,49 @@ impl World {
         let what = if self.trace.is_some() { format!("{ask:?} {request:?}") } else { format!("{ask:?}") };
         self.asks.insert(ask, Ask { what, answers: 0, gone: false, revision: Revision(0), drains: Vec::new() });
         self.happen(Event::Asked(ask, request, Peer { uid: 0, user: None }));
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let it = &self.supervisor;
+        it.stage == Stage::Serving && !it.job_asked && it.reload.is_none() && it.publish_at.is_none()
+    }
+
+    /// Another program takes over: its supervisor has nothing but what was carried, and its workers have their sessions. What
+    /// was under way to the one before is lost. Where one may be asked for, and nothing else is being done.
+    pub fn upgrade(&mut self) {
+        let Some(config) = self.in_force.clone().filter(|_| self.is_at_rest()) else { return };
+        self.numbers += 1;
+        let (ask, now) = (AskId(self.numbers), at(self.start, self.now));
+        let what = format!("{ask:?} upgrade");
+        self.asks.insert(ask, Ask { what, answers: 0, gone: false, revision: Revision(0), drains: Vec::new() });
+        let carried = json::compact(&self.supervisor.carry(ask, now));
+        let carried: CarriedSupervisor = json::read(carried.as_bytes()).expect("it is read as it was written");
+        let cells = Cells::inherit(&carried.cells, WORKERS).expect("its words are words");
+        let (facts, seed) = (self.supervisor.facts.clone(), self.numbers);
+        let mut next = Supervisor::inherit(facts, config, cells, carried, seed, now).expect("it makes sense");
+        next.first.clone_from(&self.supervisor.first);
+        laws::a_successor_knows_the_same(&self.supervisor, &next);
+        let same =
+            |cell: &BackendCell| Arc::clone(next.cells.backend(&cell.reference, &cell.address).expect("it is carried"));
+        for session in &mut self.sessions {
+            session.backend = same(&session.backend);
+            session.listener = Arc::clone(next.cells.listener(&session.listener.name).expect("it is carried"));
+            assert!(session.backend.live.reserve(None) && session.listener.live.reserve(None));
+        }
+        for drained in
+            self.asks.values_mut().filter(|ask| ask.answers == 0 && !ask.gone).flat_map(|ask| &mut ask.drains)
+        {
+            if let Some(cell) = next.cells.backend(&drained.reference, &drained.address) {
+                *drained = Arc::clone(cell);
+            }
+        }
+        self.published.push(Arc::clone(&next.snapshot));
+        self.taken = [(next.revision, self.now); WORKERS];
+        self.probes.clear();
+        self.due.clear();
+        self.supervisor = next;
+        let pause = Duration::from_millis(3);
+        self.happen(Event::TookOver(TookOver { asker: ask, from: "0".into(), failure: None, pause }));
     }
 
     pub fn somebody_goes(&mut self) {

@@ -83,7 +83,7 @@ fn is_told(actions: &[Action]) -> bool {
 fn the_watchdog_is_fed_only_when_all_workers_have_turned() {
     let pulse = Some(Duration::from_secs(5));
     let mut daemon = Daemon::with(
-        Facts { version: "0".into(), pid: 1, workers: 2, pulse, keeps: false, config_path: None },
+        Facts { version: "0".into(), pid: 1, uid: 0, workers: 2, pulse, keeps: false, config_path: None },
         PATIENT,
     );
     assert!(is_told(&daemon.on(Event::Turned(1))), "asked for at the start");
@@ -101,7 +101,7 @@ fn the_watchdog_is_fed_only_when_all_workers_have_turned() {
 fn the_watchdog_is_fed_each_second_of_a_drain_and_on_the_same_terms() {
     let pulse = Some(Duration::from_secs(5));
     let mut daemon = Daemon::with(
-        Facts { version: "0".into(), pid: 1, workers: 2, pulse, keeps: false, config_path: None },
+        Facts { version: "0".into(), pid: 1, uid: 0, workers: 2, pulse, keeps: false, config_path: None },
         PATIENT,
     );
     daemon.on(Event::Turned(1));

@@ -1,0 +1,118 @@
+//! What the daemon begins with: nothing but its file, or all that another program has left in whose place it was executed.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::thread;
+
+use super::effects::{Asker, Effects};
+use super::event::{AskId, Decision, TookOver};
+use super::sockets::Sockets;
+use super::supervisor::{Facts, Supervisor};
+use super::upgrade::{Belongings, Heritage, Settlement, or_back, own_path};
+use super::{Broken, Start, now};
+use crate::config::Config;
+use crate::control::socket::ControlSocket;
+use crate::control::{Place, Roll, socket};
+use crate::proxy::carry::{CarriedWorker, recall, share_out};
+use crate::proxy::{Setup, Worker};
+use crate::snapshot::Cells;
+
+/// What is there before there are workers.
+pub struct Origin {
+    pub supervisor: Supervisor,
+    pub sockets: Sockets,
+    pub control: ControlSocket,
+    pub control_door: UnixListener,
+    pub roll: Roll,
+    pub answers: HashMap<AskId, Asker>,
+    pub asked: u64,
+    pub installed: PathBuf,
+    pub seen: Vec<u8>,
+    pub left: Option<Left>,
+}
+
+/// What a predecessor has left that is not made into workers yet.
+pub struct Left {
+    workers: Vec<CarriedWorker>,
+    doors: std::collections::BTreeMap<crate::words::Address, usize>,
+    settlement: Settlement,
+}
+
+/// A daemon that nobody was before.
+pub fn anew(start: &mut Start, facts: Facts, kept: Vec<Decision>) -> Result<Origin, Broken> {
+    let place = control_place(start);
+    let asked_for = &start.config.control;
+    let (control_door, control) =
+        socket::bind(&place, asked_for.mode, asked_for.group.as_deref()).map_err(|e| e.to_string())?;
+    let now = now();
+    Ok(Origin {
+        supervisor: Supervisor::new(facts, kept, now.micros, now),
+        sockets: Sockets::new(std::mem::take(&mut start.passed)),
+        control,
+        control_door,
+        roll: Roll::default(),
+        answers: HashMap::new(),
+        asked: 0,
+        installed: own_path(),
+        seen: start.content.clone(),
+        left: None,
+    })
+}
+
+/// A daemon that goes on where another program was.
+pub fn inherited(heritage: Heritage, config: &Config, facts: Facts) -> Result<Origin, Broken> {
+    let (seen, doors) = (heritage.seen.clone(), heritage.doors());
+    let (belongings, workers, settlement) = heritage.take()?;
+    let Belongings { supervisor: carried, sockets, control, control_door, roll, askers, installed, asked } = belongings;
+    let workers = share_out(workers, facts.workers);
+    let mut cells = Cells::inherit(&carried.cells, facts.workers).map_err(or_back)?;
+    recall(&workers, &mut cells);
+    let now = now();
+    let supervisor = Supervisor::inherit(facts, config.clone(), cells, carried, now.micros, now).map_err(or_back)?;
+    let answers = askers.into_iter().collect();
+    let left = Some(Left { workers, doors, settlement });
+    Ok(Origin { supervisor, sockets, control, control_door, roll, answers, asked, installed, seen, left })
+}
+
+impl Left {
+    /// Makes workers of it, closes the way back, and puts them to work.
+    pub fn settle(self, setups: Vec<Setup>, supervisor: &Supervisor, effects: &mut Effects) -> TookOver {
+        let count = setups.len();
+        let cells = supervisor.cells();
+        let assemble = |setup, carried| {
+            Worker::assemble(setup, carried, cells).unwrap_or_else(|e| give_up(&or_back(e.to_string())))
+        };
+        // Each by a thread of its own: that is a good part of the pause.
+        let assembled: Vec<_> = thread::scope(|scope| {
+            let parts = setups.into_iter().zip(self.workers);
+            let threads: Vec<_> = parts.map(|(setup, carried)| scope.spawn(move || assemble(setup, carried))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.map(|worker| worker.unwrap_or_else(|_| give_up("its thread panicked"))).collect()
+        });
+        if let Some(at) = self.settlement.short_since {
+            effects.limits.ran_short(at); // it was told of
+        }
+        let how = self.settlement.settle(now().micros);
+        effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()));
+        effects.sockets.bind_further(&self.doors, count, &effects.notifier);
+        how
+    }
+}
+
+/// There is no way back, or the kernel did not let us: systemd starts lbd again, with the listening sockets that it holds.
+fn give_up(why: &str) -> ! {
+    eprintln!("lbd: what was left to it makes no worker: {why}");
+    std::process::exit(1)
+}
+
+fn control_place(start: &Start) -> Place {
+    if let Some(place) = &start.control {
+        return place.clone();
+    }
+    if let Some(path) = &start.config.control.socket {
+        return Place::named(path);
+    }
+    let (service, runtime) = (std::env::var_os("RUNTIME_DIRECTORY"), std::env::var_os("XDG_RUNTIME_DIR"));
+    Place::of_daemon(nix::unistd::geteuid().as_raw(), service.as_deref(), runtime.as_deref())
+}

@@ -1,0 +1,156 @@
+//! The workers' threads. A worker is put to work, and given back whole when it has parked, with all that it has as plain data
+//! beside it: that can be carried away, or the worker be put to work again.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+use tracing::error;
+
+use super::signals;
+use crate::proxy::carry::OnExec;
+use crate::proxy::{self, Command, Inbox, Line, Worker};
+
+/// How often it is looked whether all is done that workers do beside serving.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// Where workers that have parked are given back while somebody waits for them.
+type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
+
+/// A worker that stands still.
+pub struct Parked {
+    worker: Worker,
+    /// All that it has, as it is carried; each thread writes its own, which is most of the pause.
+    pub written: Result<Vec<u8>, String>,
+}
+
+/// All workers' threads.
+#[derive(Debug)]
+pub struct Crew {
+    /// To each worker.
+    pub lines: Vec<Line>,
+    /// To each thread: the worker that it is to run.
+    posts: Vec<SyncSender<Worker>>,
+    desk: Desk,
+}
+
+/// What a worker is to have of the crew: its inbox, and what wakes the others.
+pub type Seat = (Inbox, Vec<Arc<EventFd>>);
+
+/// Not all came to a safe point in time; holds who did not. They work on, all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Late(pub Vec<usize>);
+
+impl Crew {
+    /// A thread for each of so many workers. None has anything to do yet.
+    ///
+    /// # Errors
+    /// There is no descriptor or thread left.
+    pub fn hire(count: usize) -> std::io::Result<(Self, Vec<Seat>)> {
+        let ends = (0..count).map(|_| proxy::line()).collect::<Result<Vec<_>, _>>()?;
+        let wakers: Vec<_> = ends.iter().map(|(line, _)| line.waker()).collect();
+        let desk = Desk::default();
+        let (mut lines, mut posts, mut seats) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, (line, inbox)) in ends.into_iter().enumerate() {
+            let others = wakers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, w)| Arc::clone(w)).collect();
+            let (post, workers) = sync_channel(1);
+            let desk = Arc::clone(&desk);
+            thread::Builder::new().name(format!("lbd-worker-{index}")).spawn(move || {
+                signals::leave_to_others();
+                work(index, &workers, &desk);
+            })?;
+            lines.push(line);
+            posts.push(post);
+            seats.push((inbox, others));
+        }
+        Ok((Self { lines, posts, desk }, seats))
+    }
+
+    /// Puts workers to work, in their order.
+    pub fn begin(&self, workers: impl IntoIterator<Item = Worker>) {
+        for (post, worker) in self.posts.iter().zip(workers) {
+            if post.send(worker).is_err() {
+                error!("a worker's thread is gone; restart lbd");
+            }
+        }
+    }
+
+    /// Has all that the workers have survive an exec, so that little of this is left for the time when they stand still. They
+    /// serve meanwhile; whoever is late does the rest then.
+    pub fn keep_on_exec(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        self.lines.iter().for_each(|line| told(line, OnExec::Keep));
+        while !self.lines.iter().all(Line::is_marked) && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Puts those to work again that have parked.
+    pub fn go_on(&self, parked: Vec<Parked>) {
+        self.begin(parked.into_iter().map(|parked| parked.worker));
+        self.close_on_exec();
+    }
+
+    fn close_on_exec(&self) {
+        self.lines.iter().for_each(|line| told(line, OnExec::Close));
+    }
+
+    /// Has all of them park, and takes them. All or none.
+    ///
+    /// # Errors
+    /// One is late; the others have gone on.
+    pub fn park(&self, patience: Duration) -> Result<Vec<Parked>, Late> {
+        let deadline = Instant::now() + patience;
+        let (give, given) = channel();
+        self.set_desk(Some(give));
+        let untold: Vec<usize> =
+            (0..).zip(&self.lines).filter(|(_, line)| line.tell(Command::Park).is_err()).map(|(n, _)| n).collect();
+        let mut parked: Vec<Option<Parked>> = self.lines.iter().map(|_| None).collect();
+        while untold.is_empty() && parked.iter().any(Option::is_none) {
+            match given.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok((index, worker)) => parked[index] = Some(worker),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        // From here on who parks finds nobody and goes on by itself; who came meanwhile is in the channel.
+        self.set_desk(None);
+        given.try_iter().for_each(|(index, worker)| parked[index] = Some(worker));
+        let late: Vec<usize> = (0..).zip(&parked).filter(|(_, worker)| worker.is_none()).map(|(n, _)| n).collect();
+        if late.is_empty() {
+            return Ok(parked.into_iter().flatten().collect());
+        }
+        for (post, parked) in self.posts.iter().zip(parked) {
+            if let Some(parked) = parked {
+                let _ = post.send(parked.worker);
+            }
+        }
+        self.close_on_exec();
+        Err(Late(late))
+    }
+
+    fn set_desk(&self, desk: Option<Sender<(usize, Parked)>>) {
+        *self.desk.lock().unwrap_or_else(PoisonError::into_inner) = desk;
+    }
+}
+
+/// A thread's life: until the crew is gone.
+fn work(index: usize, workers: &Receiver<Worker>, desk: &Desk) {
+    while let Ok(mut worker) = workers.recv() {
+        loop {
+            worker.run();
+            let written = postcard::to_stdvec(&worker.carry()).map_err(|e| e.to_string());
+            // Held while it is given: whoever clears the desk has then seen it.
+            let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(desk) = &*desk else { continue }; // too late: nobody waits any more
+            let _ = desk.send((index, Parked { worker, written }));
+            break;
+        }
+    }
+}
+
+/// One that takes no commands is found late by what follows.
+fn told(line: &Line, on_exec: OnExec) {
+    let _ = line.tell(Command::OnExec(on_exec));
+}

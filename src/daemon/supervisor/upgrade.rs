@@ -1,0 +1,158 @@
+//! Another program is to take over: may it be asked for now, what would be carried and what not, and in which order things
+//! stand still. From the freeze on nothing else is decided until this program goes on, or another one does.
+
+use std::time::Duration;
+
+use tracing::{error, info};
+
+use super::{Stage, Supervisor, Then};
+use crate::control::{Earnest, Peer, Reply, Upgrade};
+use crate::daemon::action::{Action, Doors, Notice};
+use crate::daemon::event::{AskId, Now, TookOver};
+use crate::daemon::upgrade::Target;
+use crate::words::Happening;
+
+/// An upgrade under way.
+#[derive(Debug)]
+pub struct Upgrading {
+    ask: AskId,
+    by: String,
+    earnest: Earnest,
+    /// Checked, while the workers come to a stop.
+    target: Option<Target>,
+    /// The workers stand still, or are about to.
+    frozen: bool,
+}
+
+impl Supervisor {
+    pub(super) fn upgrade_asked(&mut self, ask: AskId, asked: Upgrade, peer: &Peer, out: &mut Vec<Action>) {
+        let may_name = peer.uid == 0 || peer.uid == self.facts.uid;
+        let refused = match (&self.upgrading, self.stage) {
+            (Some(_), _) => "an upgrade is under way; ask again when it is over",
+            (_, stage) if stage != Stage::Serving || self.job_asked => {
+                "lbd is starting or stopping; nothing was changed"
+            }
+            _ if self.facts.config_path.is_none() => {
+                "the demo's backends are in lbd itself, and no other program can have them"
+            }
+            _ if asked.program.is_some() && !may_name => {
+                "only root and the user that lbd runs as may say which program; leave it out for the installed one"
+            }
+            _ => {
+                let by = peer.to_string();
+                self.upgrading = Some(Upgrading { ask, by, earnest: asked.earnest, target: None, frozen: false });
+                return out.push(Action::CheckTarget(ask, asked.program));
+            }
+        };
+        out.push(Action::Answer(ask, Reply::refused(refused)));
+    }
+
+    /// Who asked for it has gone: it is not done behind their back.
+    pub(super) fn forget_upgrade_of(&mut self, ask: AskId) {
+        self.upgrading.take_if(|upgrading| upgrading.ask == ask && !upgrading.frozen);
+    }
+
+    pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, out: &mut Vec<Action>) {
+        let Some(upgrading) = self.upgrading.take_if(|upgrading| upgrading.ask == ask) else { return };
+        let target = match result {
+            Ok(target) => target,
+            Err(why) => return self.refuse_upgrade(upgrading.ask, &why, out),
+        };
+        if self.stage != Stage::Serving || self.job_asked || self.reload.is_some() {
+            return self.refuse_upgrade(ask, "lbd is stopping or reloading", out);
+        }
+        if upgrading.earnest == Earnest::Tried {
+            return out.push(Action::Answer(ask, self.upgradable(&target)));
+        }
+        info!(by = upgrading.by, "lbd {} is to take over: {}", target.version, target.path.display());
+        self.upgrading = Some(Upgrading { target: Some(target), frozen: true, ..upgrading });
+        out.push(Action::Notify(Notice::Reloading));
+        out.push(Action::Freeze);
+    }
+
+    fn upgradable(&self, target: &Target) -> Reply {
+        let spares: u64 = self.cells.backends().map(|cell| u64::from(cell.live.spares())).sum();
+        let plural = |n: u64, what: &str| (n > 0).then(|| format!("{what}: {n}"));
+        let carried = [
+            Some(format!("sessions: {}", self.cells.sessions())),
+            plural(spares, "spare connections"),
+            Some(format!("listening addresses: {}", self.bound.len())),
+            Some("counters, health, operators' decisions, control connections".to_owned()),
+        ];
+        let left = plural(self.probing.len() as u64, "probes under way, which are made again");
+        Reply::Upgradable {
+            from: self.facts.version.clone(),
+            to: target.version.clone(),
+            program: target.path.display().to_string(),
+            carried: carried.into_iter().flatten().collect(),
+            left: left.into_iter().collect(),
+        }
+    }
+
+    pub(super) fn frozen(&mut self, result: Result<(), String>, now: Now, out: &mut Vec<Action>) {
+        let Some(upgrading) = &mut self.upgrading else { return };
+        let (ask, target) = (upgrading.ask, upgrading.target.take());
+        match (result, target) {
+            (Ok(()), Some(target)) => out.push(Action::HandOver(target, Box::new(self.carry(ask, now)))),
+            (Ok(()), None) => self.not_handed_over("there is no program any more", out),
+            (Err(why), _) => self.not_handed_over(&why, out),
+        }
+    }
+
+    pub(super) fn not_handed_over(&mut self, why: &str, out: &mut Vec<Action>) {
+        let Some(Upgrading { ask, .. }) = self.upgrading.take() else { return };
+        self.refuse_upgrade(ask, why, out);
+        out.push(Action::Notify(Notice::Ready(self.status_line())));
+    }
+
+    fn refuse_upgrade(&mut self, ask: AskId, why: &str, out: &mut Vec<Action>) {
+        error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}");
+        out.push(Action::Answer(
+            ask,
+            Reply::refused(format!("{why}\nlbd {} serves on; nothing was changed", self.facts.version)),
+        ));
+    }
+
+    /// True while this program must not begin anything.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.upgrading.as_ref().is_some_and(|upgrading| upgrading.frozen)
+    }
+
+    /// This program serves in place of another: it goes on where that one was.
+    pub(super) fn took_over(&mut self, how: TookOver, now: Now, out: &mut Vec<Action>) {
+        let TookOver { asker, from, failure, pause } = how;
+        self.stage = Stage::Serving;
+        out.push(Action::Notify(Notice::Alive));
+        if let Some(config) = &self.config {
+            out.push(Action::SetWatch(config.watch));
+        }
+        self.keep_overrides(now, out); // what was being written when the other program ended may not be on the disk
+        self.publish(Doors::default(), out);
+        let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        match failure {
+            None => {
+                self.upgrades += 1;
+                let (to, sessions, upgrades) = (self.facts.version.clone(), self.cells.sessions(), self.upgrades);
+                info!(
+                    event = Happening::Upgraded.as_str(),
+                    generation = self.generation.0,
+                    "lbd {from} -> {to}; sessions carried over: {sessions}; pause: {}",
+                    in_millis(pause)
+                );
+                let reply = Reply::Upgraded { from, to, upgrades, sessions, pause_us };
+                self.answer_when_known(asker, Then::Answer(reply), now, out);
+            }
+            Some(why) => {
+                error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}; lbd {from} serves on");
+                let message = format!("the new program failed: {why}\nlbd {from} serves on, and no session was lost");
+                self.answer_when_known(asker, Then::Answer(Reply::refused(message)), now, out);
+            }
+        }
+        self.last_status = self.status_line();
+        out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
+    }
+}
+
+fn in_millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}

@@ -1,0 +1,106 @@
+//! The old program's side: has everything stand still, writes it down, and has the kernel execute the new one. Whatever fails
+//! before that leaves everything as it was.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{CarriedDaemon, Target, guard, record, target};
+use crate::daemon::effects::Effects;
+use crate::daemon::event::AskId;
+use crate::daemon::supervisor::CarriedSupervisor;
+use crate::daemon::{now, signals, unit};
+use crate::observe::json;
+use crate::proxy::carry::keep_on_exec;
+
+/// How long the workers may take to come to a safe point.
+const PARK: Duration = Duration::from_secs(1);
+/// How long the workers may take before, for what is best done while they serve.
+const MARK: Duration = Duration::from_millis(500);
+/// How long the log may take for what was logged before, and then for what was logged meanwhile.
+const LOG: Duration = Duration::from_millis(100);
+const LAST_LOG: Duration = Duration::from_millis(2);
+
+impl Effects {
+    /// Tries a program, beside everything else.
+    pub(in crate::daemon) fn check_target(&self, ask: AskId, program: Option<PathBuf>) {
+        let program = program.unwrap_or_else(|| self.installed.clone());
+        let (content, checked) = (self.in_force.1.clone(), self.checked.clone());
+        tokio::spawn(async move { checked.send((ask, target::check(&program, &content).await)).await });
+    }
+
+    /// Has all workers come to a safe point, and keeps them.
+    ///
+    /// # Errors
+    /// One does not, or a child is under way whose parent this program is; they all work on.
+    pub(in crate::daemon) fn freeze(&mut self) -> Result<(), String> {
+        if unit::is_being_asked() {
+            return Err("systemd is being asked something right now; ask again in a moment".into());
+        }
+        // From here on, or a flood of them would wake every short sleep again and again.
+        signals::hold();
+        self.logging.flush_within(LOG);
+        self.crew.keep_on_exec(MARK);
+        let since = now().micros;
+        let late = match self.crew.park(PARK) {
+            Ok(workers) => {
+                self.parked = (workers, since);
+                return Ok(());
+            }
+            Err(late) => late.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        };
+        signals::take_again();
+        Err(format!("worker {late} did not come to a safe point within {} s", PARK.as_secs()))
+    }
+
+    /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
+    pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
+        let why = self.try_to_hand_over(target, supervisor);
+        signals::take_again();
+        self.crew.go_on(std::mem::take(&mut self.parked.0));
+        format!("{} cannot be executed: {why}", target.path.display())
+    }
+
+    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor) -> io::Error {
+        match self.written(supervisor) {
+            Ok((record, program, mut kept)) => {
+                self.logging.flush_within(LAST_LOG);
+                kept.extend([record.as_raw_fd(), program.as_raw_fd()]);
+                if let Err(e) = keep_on_exec(&kept) {
+                    return e.into();
+                }
+                let why = guard::execute(&target.file, record.as_raw_fd(), program.as_raw_fd());
+                guard::close_on_exec(&kept);
+                why
+            }
+            Err(e) => e,
+        }
+    }
+
+    /// The record, this program, and every descriptor that is to survive, but for those of the workers, who have seen to it.
+    fn written(&self, supervisor: CarriedSupervisor) -> io::Result<(std::fs::File, std::fs::File, Vec<RawFd>)> {
+        let (roll, control_door) = &self.connected;
+        // The number of a connection that is closed may be another descriptor's by now.
+        let askers = self.answers.iter().filter(|(_, asker)| !asker.has_gone());
+        let daemon = CarriedDaemon {
+            frozen_at: self.parked.1,
+            installed: self.installed.clone(),
+            supervisor,
+            sockets: self.sockets.carry(),
+            control: self.control.carry(),
+            control_door: *control_door,
+            silent: roll.silent(),
+            askers: askers.map(|(ask, asker)| (ask.0, asker.number())).collect(),
+            asked: self.asked,
+            short_since: self.limits.short_since(),
+        };
+        let kept = daemon.descriptors();
+        let daemon = json::try_compact(&daemon).map_err(io::Error::other)?;
+        let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
+        for parked in &self.parked.0 {
+            sections.push(parked.written.as_ref().map_err(|why| io::Error::other(why.clone()))?);
+        }
+        Ok((record::write(&sections)?, guard::own_program()?, kept))
+    }
+}

@@ -1,0 +1,64 @@
+//! Another program takes over in place: same process, same descriptors, no session that notices.
+//!
+//! `target` finds out which program can; `hand_over` has everything stand still, writes it down in a `record` and has the
+//! kernel execute the program; there `take_over` reads it, while `guard` holds the way back open until all is built.
+
+mod elf;
+mod guard;
+mod hand_over;
+mod record;
+mod take_over;
+mod target;
+
+pub use guard::{Called, arguments, called, or_back, take_name};
+pub(in crate::daemon) use take_over::{Belongings, Settlement};
+pub use take_over::{Heritage, read};
+pub use target::{CHECK, Target, own_path, say};
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::sockets::CarriedSockets;
+use super::supervisor::CarriedSupervisor;
+use crate::control::socket::CarriedSocket;
+
+/// What the daemon leaves beside its workers. It travels as JSON: new fields have a default, and an older program that has to
+/// go on with it knows nothing of them.
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedDaemon {
+    /// Since when nobody is served: microseconds of CLOCK_MONOTONIC.
+    frozen_at: u64,
+    installed: PathBuf,
+    supervisor: CarriedSupervisor,
+    sockets: CarriedSockets,
+    control: CarriedSocket,
+    /// The control socket itself.
+    control_door: RawFd,
+    /// Connections to it that have asked nothing yet.
+    silent: Vec<RawFd>,
+    /// Operators who wait: the number of what they asked, and their connection.
+    askers: Vec<(u64, RawFd)>,
+    /// Requests so far.
+    asked: u64,
+    /// When something ran out last, in a spell of shortage that has been told of.
+    #[serde(default)]
+    short_since: Option<u64>,
+}
+
+impl CarriedDaemon {
+    fn descriptors(&self) -> Vec<RawFd> {
+        let sockets = self.sockets.inherited.iter().map(|(fd, _)| *fd);
+        let askers = self.askers.iter().map(|(_, fd)| *fd);
+        let control = [self.control.lock, self.control_door];
+        control.into_iter().chain(sockets).chain(askers).chain(self.silent.iter().copied()).collect()
+    }
+}
+
+/// Sections of a record: what the daemon leaves, the content of the file by which it serves, what the file last held, and then
+/// one for each worker.
+const DAEMON: usize = 0;
+const IN_FORCE: usize = 1;
+const SEEN: usize = 2;
+const WORKERS: usize = 3;

@@ -1,0 +1,162 @@
+//! The new program's side: reads what it was left. Nothing of it is owned before everything is built ([`Heritage::settle`]): whoever
+//! fails until then must not have closed anything.
+
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::thread;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::guard::{Called, or_back, owned};
+use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
+use crate::control::Roll;
+use crate::control::socket::ControlSocket;
+use crate::daemon::effects::Asker;
+use crate::daemon::event::{AskId, TookOver};
+use crate::daemon::sockets::Sockets;
+use crate::daemon::supervisor::CarriedSupervisor;
+use crate::observe::json;
+use crate::proxy::carry::{CarriedWorker, close_on_exec};
+use crate::words::Address;
+
+/// What a program is left by the one that it was executed in place of.
+#[derive(Debug)]
+pub struct Heritage {
+    called: Called,
+    daemon: CarriedDaemon,
+    /// The configuration in force, as it was read.
+    pub in_force: Vec<u8>,
+    /// What the file last held.
+    pub seen: Vec<u8>,
+    /// The workers.
+    pub workers: Vec<CarriedWorker>,
+}
+
+/// Reads and verifies it.
+///
+/// # Errors
+/// It makes no sense to this program; while there is a way back, it is taken instead.
+pub fn read(called: Called) -> Result<Heritage, String> {
+    misbehave(&called);
+    let sections = record::read(&called.record).map_err(or_back)?;
+    if sections.len() < WORKERS {
+        return Err(or_back(format!("the record has {} sections only", sections.len())));
+    }
+    let daemon: CarriedDaemon =
+        json::read(&sections[DAEMON]).map_err(|e| or_back(format!("the record makes no sense: {e}")))?;
+    let no_sense = |e| or_back(format!("a worker's record makes no sense: {e}"));
+    let workers: Result<Vec<CarriedWorker>, _> = thread::scope(|scope| {
+        let read = |section: &'_ Vec<u8>| postcard::from_bytes(section).map_err(no_sense);
+        let threads: Vec<_> = sections[WORKERS..].iter().map(|section| scope.spawn(move || read(section))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(or_back(UNREAD.into()))));
+        joined.collect()
+    });
+    let workers = workers?;
+    let mut all = daemon.descriptors();
+    all.extend(workers.iter().flat_map(CarriedWorker::descriptors));
+    all.sort_unstable();
+    if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(or_back(format!("the record has descriptor {} for two things", twice[0])));
+    }
+    let [in_force, seen] = [IN_FORCE, SEEN].map(|n| sections[n].clone());
+    Ok(Heritage { called, daemon, in_force, seen, workers })
+}
+
+/// A thread that panics has gone back already.
+const UNREAD: &str = "a worker's record could not be read";
+
+/// What is there for the daemon, but for the workers.
+pub(in crate::daemon) struct Belongings {
+    pub supervisor: CarriedSupervisor,
+    pub sockets: Sockets,
+    pub control: ControlSocket,
+    pub control_door: std::os::unix::net::UnixListener,
+    pub roll: Roll,
+    pub askers: Vec<(AskId, Asker)>,
+    pub installed: std::path::PathBuf,
+    pub asked: u64,
+}
+
+/// What is left of it when the belongings have been taken: enough to settle.
+pub(in crate::daemon) struct Settlement {
+    called: Called,
+    kept: Vec<RawFd>,
+    from: String,
+    /// In a spell of shortage, when something ran out last.
+    pub short_since: Option<u64>,
+    asker: u64,
+    frozen_at: u64,
+}
+
+impl Heritage {
+    /// How many listening sockets there are, by address as asked for.
+    pub(in crate::daemon) fn doors(&self) -> BTreeMap<Address, usize> {
+        let mut doors = BTreeMap::new();
+        for door in self.workers.iter().flat_map(|worker| &worker.doors) {
+            *doors.entry(door.address.0.clone()).or_default() += 1;
+        }
+        doors
+    }
+
+    /// Takes it apart. What owns descriptors from here on is not to be dropped before it is settled.
+    pub(in crate::daemon) fn take(self) -> Result<(Belongings, Vec<CarriedWorker>, Settlement), String> {
+        let Heritage { called, daemon, workers, .. } = self;
+        let mut kept = daemon.descriptors();
+        kept.extend(workers.iter().flat_map(CarriedWorker::descriptors));
+        let settlement = Settlement {
+            called,
+            kept,
+            from: daemon.supervisor.version.clone(),
+            short_since: daemon.short_since,
+            asker: daemon.supervisor.asker,
+            frozen_at: daemon.frozen_at,
+        };
+        let lent = daemon.sockets.inherited.iter().map(|(fd, name)| (owned(*fd), name.clone())).collect();
+        let sockets = Sockets::inherit(daemon.sockets, lent).map_err(or_back)?;
+        let lock = owned(daemon.control.lock);
+        let control = ControlSocket::inherit(daemon.control, lock)
+            .map_err(|e| or_back(format!("the lock of the control socket is lost: {e}")))?;
+        let belongings = Belongings {
+            supervisor: daemon.supervisor,
+            sockets,
+            control,
+            control_door: owned(daemon.control_door).into(),
+            roll: Roll::with(daemon.silent.iter().map(|fd| owned(*fd).into()).collect()),
+            askers: daemon.askers.iter().map(|(ask, fd)| (AskId(*ask), Asker::Late(owned(*fd).into()))).collect(),
+            installed: daemon.installed,
+            asked: daemon.asked,
+        };
+        Ok((belongings, workers, settlement))
+    }
+}
+
+impl Settlement {
+    /// Everything is built: there is no way back any more, and no other program has these descriptors. `now` is microseconds
+    /// of CLOCK_MONOTONIC.
+    pub(in crate::daemon) fn settle(mut self, now: u64) -> TookOver {
+        if let Err(e) = close_on_exec(&self.kept) {
+            warn!("what was carried over would survive the next program, too: {e}");
+        }
+        let failure = self.called.failure.take();
+        self.called.settle();
+        let pause = Duration::from_micros(now.saturating_sub(self.frozen_at));
+        TookOver { asker: AskId(self.asker), from: self.from, failure, pause }
+    }
+}
+
+/// The tests have no broken successor but this one.
+fn misbehave(called: &Called) {
+    if !cfg!(debug_assertions) || called.failure.is_some() {
+        return;
+    }
+    match std::env::var("LBD_TEST_TAKEOVER").as_deref() {
+        Ok("panic") => panic!("as it was told to"),
+        Ok("exit") => std::process::exit(0),
+        Ok("crash") => std::process::abort(),
+        Ok("hang") => loop {
+            std::thread::park();
+        },
+        _ => {}
+    }
+}

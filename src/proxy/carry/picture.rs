@@ -1,0 +1,98 @@
+//! The picture of a worker between two turns. The worker stays as it is: where nothing comes of the exec, it runs on.
+
+use std::os::fd::AsRawFd;
+
+use super::names::Naming;
+use super::{CarriedEnd, CarriedFlow, CarriedQueue, CarriedSession, CarriedWorker};
+use crate::proxy::relay::{End, Flow};
+use crate::proxy::session::Session;
+use crate::proxy::worker::Worker;
+use crate::words::ProxyVersion;
+
+impl Worker {
+    /// Everything of a parked worker that is to outlive the process. Nothing must wait in its inbox, and no worker may
+    /// run any more, for tickets and counts are common to all.
+    pub fn carry(&self) -> CarriedWorker {
+        let mut names = Naming::of(&self.snapshot);
+        let sessions = self.sessions.iter().map(|(key, session)| session_of(key, session, &mut names)).collect();
+        let queues = self.queues.values().filter_map(|keys| {
+            let first = self.sessions.get(*keys.front()?)?;
+            let keys = keys.iter().map(|key| *key as u32).collect();
+            Some(CarriedQueue { pool: names.pool(&first.pool), keys })
+        });
+        let queues: Vec<_> = queues.collect();
+        let (spares, stocks) = self.spares.carry(&mut |backend| names.backend(backend));
+        CarriedWorker {
+            epoll: Some(self.epoll.0.as_raw_fd()),
+            retired: self.retired.iter().map(AsRawFd::as_raw_fd).collect(),
+            doors: self.doors.iter().map(|(key, door)| door.carry(key as u32)).collect(),
+            sessions,
+            again: self.again.iter().map(|key| *key as u32).collect(),
+            queues,
+            spares,
+            stocks,
+            shut_until: self.shut_until,
+            shut_for: self.shut_for,
+            sweep_at: self.sweep_at,
+            names: names.done(),
+        }
+    }
+}
+
+fn session_of(key: usize, session: &Session, names: &mut Naming) -> CarriedSession {
+    CarriedSession {
+        key: key as u32,
+        state: session.state,
+        client: end(&session.client),
+        server: session.server.as_ref().map(end),
+        listener: names.listener(&session.listener),
+        pool: names.pool(&session.pool),
+        backend: session.backend.as_ref().map(|backend| names.backend(backend)),
+        peer: session.peer,
+        destination: session.destination.as_deref().copied(),
+        send_proxy: session.send_proxy.map(version),
+        up: flow(&session.up),
+        down: flow(&session.down),
+        ticket: session.ticket,
+        tried: session.tried.iter().map(|backend| names.backend(backend)).collect(),
+        attempts: session.attempts,
+        dial: session.dial,
+        spare: session.spare,
+        kept_alive: session.kept_alive,
+        stalled: session.stalled,
+        crowded: session.crowded,
+        accepted: session.accepted,
+        since: session.since,
+        active: session.active,
+        deadline: session.deadline,
+        idle: session.idle,
+        half_closed: session.half_closed,
+    }
+}
+
+fn end(end: &End) -> CarriedEnd {
+    let End { fd, readable, writable, fin, broken } = end;
+    CarriedEnd { fd: fd.as_raw_fd(), readable: *readable, writable: *writable, fin: *fin, broken: *broken }
+}
+
+fn flow(flow: &Flow) -> CarriedFlow {
+    let Flow { bytes, held: _, bulk, sent, header, ended, closed, whole, last } = flow;
+    CarriedFlow {
+        bytes: *bytes,
+        held: flow.unwritten().to_vec().into(),
+        bulk: *bulk,
+        sent: *sent,
+        header: *header,
+        ended: *ended,
+        closed: *closed,
+        whole: *whole,
+        last: *last,
+    }
+}
+
+fn version(version: ProxyVersion) -> u8 {
+    match version {
+        ProxyVersion::V1 => 1,
+        ProxyVersion::V2 => 2,
+    }
+}

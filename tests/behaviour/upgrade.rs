@@ -1,0 +1,448 @@
+//! Another lbd takes over in place: nobody who is connected notices, nobody who connects is refused, and whatever is wrong with
+//! the program that was to take over, the one that serves goes on.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::thread;
+
+use nix::sys::ptrace;
+use serde_json::Value;
+use socket2::Socket;
+
+use crate::backend::{Backend, counting, echo, named, silent};
+use crate::client::{connect, echoes, exchange, receive_pattern, send_pattern, until, who};
+use crate::daemon::{Lbd, lbd_command, web, web_of};
+use crate::load::Load;
+
+/// Everything that only grows, by its path in the document.
+fn counters(stats: &Value) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    walk(stats, String::new(), &mut all);
+    let grows = ["_total", "bytes_in", "bytes_out", "retries", "errors", "ok", "failed", "count", "refused", "ended"];
+    all.retain(|(path, _)| grows.iter().any(|end| path.ends_with(end)) || path.contains("ended."));
+    all
+}
+
+fn walk(value: &Value, path: String, all: &mut Vec<(String, u64)>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| walk(value, format!("{path}.{key}"), all)),
+        Value::Array(list) => list.iter().enumerate().for_each(|(n, value)| walk(value, format!("{path}.{n}"), all)),
+        Value::Number(n) => all.extend(n.as_u64().map(|n| (path, n))),
+        _ => {}
+    }
+}
+
+fn upgrade(lbd: &Lbd) -> Value {
+    serde_json::from_str(&lbd.done(&["--json", "upgrade"])).unwrap()
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+fn status(lbd: &Lbd) -> Value {
+    serde_json::from_str(&lbd.done(&["--json", "status"])).unwrap()
+}
+
+#[test]
+fn twenty_upgrades_under_load_are_noticed_by_nobody() {
+    const BULK: usize = 24 << 20;
+    let (a, b, c, d) = (Backend::start(echo), Backend::start(echo), Backend::start(counting), Backend::start(silent));
+    let lbd = Lbd::start(&format!(
+        "listeners:\n  web: {{ bind: \"127.0.0.1:0\", pool: web }}\n  count: {{ bind: \"127.0.0.2:0\", pool: count }}\n  \
+         quiet: {{ bind: \"127.0.0.3:0\", pool: quiet }}\n\
+         pools:\n  web: {{ backends: {{ a: \"{}\", b: \"{}\" }}, health_check: {{ type: tcp, interval: 50ms }} }}\n  \
+         count: {{ backends: {{ c: \"{}\" }} }}\n  quiet: {{ backends: {{ d: \"{}\" }} }}\n\
+         process: {{ workers: 2 }}\n",
+        a.address, b.address, c.address, d.address
+    ));
+    let (to, pid) = (lbd.web(), status(&lbd)["pid"].clone());
+    let idle: Vec<Socket> = (0..50).map(|_| connect(to)).collect();
+    idle.iter().for_each(|client| echoes(client).unwrap());
+    // Half closed: the backend answers at the end of what comes, which the clients have not told yet, or has nothing to say.
+    let open: Vec<Socket> = (0..5).map(|_| connect(lbd.address("count"))).collect();
+    open.iter().for_each(|client| send_pattern(client, 1000).unwrap());
+    let shut: Vec<Socket> = (0..5).map(|_| connect(lbd.address("quiet"))).collect();
+    shut.iter().for_each(|client| client.shutdown(Shutdown::Write).unwrap());
+    let load = Load::start(to, 4);
+    load.go_on(50);
+    let bulk = connect(to);
+    let exchanging = thread::spawn(move || exchange(&bulk, BULK));
+
+    let (mut before, mut open_files) = (counters(&lbd.stats()), None);
+    for n in 1..=20 {
+        let answer = upgrade(&lbd);
+        assert_eq!((&answer["answer"], &answer["upgrades"]), (&"upgraded".into(), &n.into()), "{answer}");
+        assert!(answer["sessions"].as_u64().unwrap() >= 60, "{answer}");
+        let after = counters(&lbd.stats());
+        assert_eq!(before.len(), after.len());
+        for ((path, was), (_, is)) in before.iter().zip(&after) {
+            assert!(was <= is, "{path} went back from {was} to {is} at upgrade {n}");
+        }
+        before = after;
+        load.go_on(20);
+        let files = descriptors(pid.as_u64().unwrap() as u32);
+        assert!(files <= *open_files.get_or_insert(files + 20), "descriptors are left behind: {files}");
+    }
+
+    exchanging.join().unwrap().unwrap();
+    let (served, errors) = load.stop();
+    assert!(errors.is_empty(), "of {served}: {errors:?}");
+    idle.iter().for_each(|client| echoes(client).unwrap());
+    for mut client in open {
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "1000");
+    }
+    assert_eq!(d.live(), shut.len(), "the half-closed ones are still there");
+    let now = status(&lbd);
+    assert_eq!((&now["pid"], &now["upgrades"], &now["generation"]), (&pid, &20.into(), &1.into()));
+    drop((idle, shut));
+    until("all sessions have ended", || (status(&lbd)["sessions"] == 0).then_some(()));
+    let stats = lbd.stats();
+    let web = &stats["listeners"].as_array().unwrap().iter().find(|l| l["name"] == "web").unwrap();
+    let ended: u64 = web["ended"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(web["connections_total"].as_u64().unwrap(), ended, "who came has ended: {web}");
+    assert_eq!(ended as usize, served + 50 + 1);
+    let backends = stats["pools"].as_array().unwrap().iter().find(|p| p["name"] == "web").unwrap()["backends"].clone();
+    let of_backends: u64 = backends.as_array().unwrap().iter().map(|b| b["connections_total"].as_u64().unwrap()).sum();
+    assert_eq!(of_backends, ended, "listener and backends agree");
+}
+
+#[test]
+fn what_operators_decided_what_probes_found_and_the_generation_are_carried_over() {
+    let (a, mut b, c) = (Backend::start(named("a")), Backend::start(named("b")), Backend::start(named("c")));
+    let backends = [("a", &a), ("b", &b), ("c", &c)];
+    let check = "health_check: { type: tcp, interval: 50ms, fast_interval: 50ms, down_interval: 50ms, fall: 1 }";
+    let lbd = Lbd::start(&web(&backends, check));
+    ["a", "b", "c"].iter().for_each(|name| lbd.await_backend(&format!("web/{name}"), "health", "up"));
+    lbd.done(&["drain", "web/a", "--reason", "a new disk", "--for", "1h"]);
+    b.stop();
+    lbd.await_backend("web/b", "health", "down");
+    assert_eq!(lbd.reload(&(web(&[("a", &a), ("b", &b), ("c", &c)], check) + "drain_timeout: 7s\n")).code, Some(0));
+    let last_reload = status(&lbd)["last_reload"]["at"].clone();
+    // What is not right changes nothing, and is not what the successor serves by.
+    fs::write(lbd.file(), "listeners: 7").unwrap();
+    assert_eq!(lbd.lbctl(&["reload"]).code, Some(1));
+
+    let before = lbd.backend("web/b");
+    upgrade(&lbd);
+    let (a_now, b_now) = (lbd.backend("web/a"), lbd.backend("web/b"));
+    assert_eq!((&a_now["state"], &a_now["override_reason"]), (&"drained".into(), &"a new disk".into()));
+    assert!(a_now["override_ends_in_seconds"].as_u64().unwrap() > 3500);
+    assert_eq!(b_now["health"], "down");
+    assert_eq!(b_now["health_reason"], before["health_reason"]);
+    assert_eq!(lbd.generation(), 2);
+    assert_ne!(status(&lbd)["last_reload"]["at"], last_reload, "that one was refused");
+    assert_eq!(status(&lbd)["last_reload"]["result"], "refused");
+    (0..6).for_each(|_| assert_eq!(who(lbd.web()), "c"));
+    lbd.done(&["enable", "web/a"]);
+    lbd.await_backend("web/a", "health", "up");
+    assert_eq!(lbd.reload(&web(&[("a", &a), ("c", &c)], check)).code, Some(0));
+    assert_eq!(lbd.generation(), 3);
+}
+
+#[test]
+fn the_number_of_workers_may_change_and_the_file_is_what_says_so() {
+    let a = Backend::start(echo);
+    let config = |workers: usize| web(&[("a", &a)], "").replace("workers: 2", &format!("workers: {workers}"));
+    let lbd = Lbd::start(&config(1));
+    let to = lbd.web();
+    let clients: Vec<Socket> = (0..20).map(|_| connect(to)).collect();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    let load = Load::start(to, 3);
+    for workers in [2, 1, 3, 2] {
+        load.go_on(20);
+        assert_eq!(lbd.reload(&config(workers)).code, Some(0));
+        upgrade(&lbd);
+        assert_eq!(status(&lbd)["workers"], workers);
+        assert!(!lbd.done(&["status"]).contains("at restart"), "the upgrade has applied it");
+        clients.iter().for_each(|client| echoes(client).unwrap());
+    }
+    let (served, errors) = load.stop();
+    assert!(errors.is_empty(), "of {served}: {errors:?}");
+    assert_eq!(lbd.listener("web")["connections_active"], 20);
+}
+
+#[test]
+fn a_reload_after_an_upgrade_moves_the_listener_and_who_was_leaving_still_is() {
+    let (a, b) = (Backend::start(echo), Backend::start(echo));
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    echoes(&client).unwrap();
+    assert_eq!(lbd.reload(&web(&[("b", &b)], "")).code, Some(0));
+    assert_eq!(lbd.backend("web/a")["state"], "leaving");
+    upgrade(&lbd);
+    assert_eq!(lbd.backend("web/a")["state"], "leaving");
+    echoes(&client).unwrap();
+    let before = lbd.web();
+    let other =
+        web(&[("b", &b)], "").replace("web: { bind", "other: { bind: \"127.0.0.2:0\", pool: web }, web: { bind");
+    assert_eq!(lbd.reload(&other).code, Some(0));
+    assert_eq!(lbd.web(), before);
+    upgrade(&lbd);
+    echoes(&connect(lbd.address("other"))).unwrap();
+    assert_eq!(lbd.reload(&web(&[("b", &b)], "")).code, Some(0));
+    drop(client);
+    until("the last session of what was removed has ended", || lbd.backend("web/a").is_null().then_some(()));
+}
+
+#[test]
+fn operators_who_wait_are_answered_by_the_program_that_took_over() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    echoes(&client).unwrap();
+    let mut drain = lbd.lbctl_command(&["drain", "web/a", "--wait", "--timeout", "60s"]).spawn().unwrap();
+    lbd.await_backend("web/a", "admin", "draining");
+    // And one who is connected and has not said anything yet.
+    let mut silent = std::os::unix::net::UnixStream::connect(lbd.dir().join("control.sock")).unwrap();
+    (0..3).for_each(|_| drop(upgrade(&lbd)));
+    assert!(drain.try_wait().unwrap().is_none(), "it waits on");
+    silent.write_all(b"GET /v1/status HTTP/1.1\r\nhost: lbd\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    silent.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"upgrades\":3"), "{answer}");
+    drop(client);
+    assert!(drain.wait().unwrap().success());
+}
+
+#[test]
+fn a_dry_run_says_what_would_come_of_it_and_changes_nothing() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    echoes(&client).unwrap();
+    let said = lbd.done(&["upgrade", "--dry-run"]);
+    for part in ["can take over: lbd ", "carried over: sessions: 1", "listening addresses: 1"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    assert_eq!(status(&lbd)["upgrades"], 0);
+}
+
+/// A copy of lbd with some bytes changed.
+fn altered(dir: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let mut bytes = fs::read(env!("CARGO_BIN_EXE_lbd")).unwrap();
+    change(&mut bytes);
+    file(dir, name, &bytes, 0o755)
+}
+
+fn file(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> PathBuf {
+    let path = dir.join(name);
+    fs::write(&path, bytes).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+/// Where in the file the first instruction is.
+fn entry(bytes: &[u8]) -> usize {
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let (entry, table) = (number(24), number(32));
+    let loads = (0..bytes[56] as usize).map(|n| table + n * 56).filter(|at| bytes[*at] == 1);
+    let (offset, address, size) = loads
+        .map(|at| (number(at + 8), number(at + 16), number(at + 32)))
+        .find(|(_, a, s)| (*a..a + s).contains(&entry))
+        .unwrap();
+    assert!(size > 0);
+    entry - address + offset
+}
+
+#[test]
+fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_changed() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    let dir = lbd.shared_dir();
+    let dir = dir.path();
+    let mut kinds: Vec<(PathBuf, &str)> = vec![
+        (dir.join("none"), "does not exist"),
+        (dir.to_owned(), "is no regular file"),
+        (file(dir, "text", b"hello", 0o755), "is no program"),
+        (file(dir, "script", b"#!/bin/sh\nexec lbd\n", 0o755), "is a script"),
+        (
+            altered(dir, "foreign", |bytes| bytes[18..20].copy_from_slice(&243u16.to_le_bytes())),
+            "is a program for riscv64",
+        ),
+        (altered(dir, "cut", |bytes| bytes.truncate(bytes.len() - 1)), "is truncated"),
+        (altered(dir, "stub", |bytes| bytes.truncate(5000)), "is truncated"),
+        ("/bin/true".into(), "is no lbd that can take over"),
+        (env!("CARGO_BIN_EXE_lbctl").into(), "saying: error: unexpected argument '--handover-check'"),
+    ];
+    let mode = file(dir, "mode", &fs::read(env!("CARGO_BIN_EXE_lbctl")).unwrap(), 0o644);
+    kinds.push((mode, "has no execute bit"));
+    if cfg!(target_arch = "x86_64") {
+        let loader = b"/lib64/ld-linux-x86-64.so.2";
+        let missing = |bytes: &mut Vec<u8>| {
+            let at = bytes.windows(loader.len()).position(|part| part == loader).unwrap();
+            bytes[at + loader.len() - 1] = b'9';
+        };
+        kinds
+            .push((altered(dir, "loader", missing), "needs the interpreter /lib64/ld-linux-x86-64.so.9, which is not"));
+        let crash = |bytes: &mut Vec<u8>| {
+            let at = entry(bytes);
+            bytes[at..at + 2].copy_from_slice(&[0x0f, 0x0b]); // an instruction that is none
+        };
+        kinds.push((altered(dir, "crash", crash), "crashes: it was ended by SIGILL"));
+        let hang = |bytes: &mut Vec<u8>| {
+            let at = entry(bytes);
+            bytes[at..at + 2].copy_from_slice(&[0xeb, 0xfe]); // a jump to itself
+        };
+        kinds.push((altered(dir, "hang", hang), "did not say what it is within 2 s"));
+    }
+    for (path, why) in kinds {
+        for args in [&["upgrade"][..], &["upgrade", "--dry-run"]] {
+            let ran = lbd.lbctl(&[args, &[path.to_str().unwrap()]].concat());
+            assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{path:?}: {ran:?}");
+            assert!(ran.err.contains(why) && ran.err.contains(path.to_str().unwrap()), "{path:?}: {}", ran.err);
+            if why.contains("2 s") {
+                break; // once is long enough
+            }
+        }
+        let now = status(&lbd);
+        assert_eq!((&now["upgrades"], &now["sessions"]), (&0.into(), &1.into()));
+        echoes(&client).unwrap();
+    }
+    assert_eq!(children(&lbd), "", "nobody is left of those that were tried");
+}
+
+/// Children of lbd.
+fn children(lbd: &Lbd) -> String {
+    let pid = status(lbd)["pid"].to_string();
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
+}
+
+#[test]
+fn an_older_program_is_refused() {
+    let a = Backend::start(echo);
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();
+    let mut command = lbd_command(dir.path());
+    command.env("LBD_TEST_VERSION", "0.0.9"); // read by who is asked, not by who runs
+    let lbd = Lbd::spawn(command, dir);
+    lbd.await_log("serving;");
+    let ran = lbd.lbctl(&["upgrade"]);
+    assert!(ran.code == Some(1) && ran.err.contains("is lbd 0.0.9, older than"), "{ran:?}");
+}
+
+#[test]
+fn a_program_that_fails_while_it_takes_over_gives_way_to_the_one_that_served() {
+    for (failure, why) in [
+        ("panic", "it panicked: "),
+        ("exit", "it ended before it had taken over"),
+        ("crash", "it crashed (SIGABRT)"),
+        ("hang", "it had not taken over within"),
+    ] {
+        let a = Backend::start(echo);
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();
+        let mut command = lbd_command(dir.path());
+        command.env("LBD_TEST_TAKEOVER", failure);
+        let lbd = Lbd::spawn(command, dir);
+        lbd.await_log("serving;");
+        let clients: Vec<Socket> = (0..20).map(|_| connect(lbd.web())).collect();
+        clients.iter().for_each(|client| echoes(client).unwrap());
+        let load = Load::start(lbd.web(), 2);
+        load.go_on(10);
+        let pid = status(&lbd)["pid"].clone();
+        for _ in 0..if failure == "hang" { 1 } else { 5 } {
+            let ran = lbd.lbctl(&["upgrade"]);
+            assert_eq!(ran.code, Some(1), "{failure}: {ran:?}");
+            assert!(ran.err.contains(why) && ran.err.contains("no session was lost"), "{failure}: {}", ran.err);
+            clients.iter().for_each(|client| echoes(client).unwrap());
+        }
+        load.go_on(10);
+        let (served, errors) = load.stop();
+        assert!(errors.is_empty(), "{failure}: of {served}: {errors:?}");
+        let now = status(&lbd);
+        assert_eq!((&now["pid"], &now["upgrades"]), (&pid, &0.into()));
+        assert_eq!(lbd.listener("web")["connections_total"], 20 + served);
+    }
+}
+
+#[test]
+fn signals_that_come_during_an_upgrade_are_not_lost() {
+    let a = Backend::start(echo);
+    let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    echoes(&client).unwrap();
+    thread::scope(|scope| {
+        let upgrading = scope.spawn(|| (0..5).for_each(|_| drop(upgrade(&lbd))));
+        while !upgrading.is_finished() {
+            lbd.signal(nix::sys::signal::Signal::SIGHUP); // kills whoever has not taken it over
+            thread::yield_now();
+        }
+    });
+    echoes(&client).unwrap();
+    assert_eq!(status(&lbd)["upgrades"], 5);
+    drop(client);
+    lbd.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(lbd.end().code, Some(0));
+}
+
+#[test]
+fn a_stop_that_is_asked_for_during_an_upgrade_comes_after_it() {
+    let a = Backend::start(echo);
+    for turn in 0..12 {
+        let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
+        let mut upgrading =
+            lbd.lbctl_command(&["upgrade"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        if turn % 2 == 0 {
+            lbd.await_log("is to take over");
+        } else {
+            (0..turn * 300).for_each(|_| thread::yield_now());
+        }
+        lbd.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(lbd.end().code, Some(0));
+        upgrading.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_stop_after_an_upgrade_is_as_before() {
+    let lbd = Lbd::start(&web_of("a: \"127.0.0.1:9\"", ""));
+    upgrade(&lbd);
+    let (control, mut lbd) = (lbd.dir().join("control.sock"), lbd);
+    assert!(control.exists());
+    lbd.done(&["shutdown"]);
+    assert_eq!(lbd.end().code, Some(0));
+    assert!(!control.exists(), "it cleans up after itself");
+}
+
+#[test]
+fn a_large_answer_under_way_is_whole() {
+    let a = Backend::start(|socket| send_pattern(&socket, 16 << 20).and_then(|()| socket.shutdown(Shutdown::Write)));
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let clients: Vec<Socket> = (0..3).map(|_| connect(lbd.web())).collect();
+    (0..3).for_each(|_| drop(upgrade(&lbd))); // while nobody reads, and bytes are held
+    let reading: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || receive_pattern(&client))).collect();
+    (0..3).for_each(|_| drop(upgrade(&lbd)));
+    reading.into_iter().for_each(|it| assert_eq!(it.join().unwrap().unwrap(), 16 << 20));
+}
+
+#[test]
+fn where_a_worker_does_not_come_to_a_safe_point_the_others_go_on_and_so_does_it() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let to = lbd.web();
+    let clients: Vec<Socket> = (0..20).map(|_| connect(to)).collect();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    // Who traces a thread must be one and the same thread all along.
+    let worker = lbd.thread("lbd-worker-1");
+    ptrace::seize(worker, ptrace::Options::empty()).unwrap();
+    ptrace::interrupt(worker).unwrap();
+    until("it stands still", || {
+        fs::read_to_string(format!("/proc/{worker}/stat")).unwrap().contains(") t ").then_some(())
+    });
+    let ran = lbd.lbctl(&["upgrade"]);
+    assert!(ran.code == Some(1) && ran.err.contains("worker 1 did not come to a safe point within 1 s"), "{ran:?}");
+    ptrace::detach(worker, None).unwrap();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    upgrade(&lbd);
+    clients.iter().for_each(|client| echoes(client).unwrap());
+}

@@ -63,7 +63,8 @@ impl Cells {
         CarriedCells {
             listeners: self.listeners().map(|cell| listener(cell)).collect(),
             pools: self.pools().map(|cell| pool(cell)).collect(),
-            backends: self.backends().map(|cell| backend(cell)).collect(),
+            // One that has counted nothing and is not leaving is made anew by the configuration; there may be thousands.
+            backends: self.backends().map(|cell| backend(cell)).filter(|it| !it.is_blank()).collect(),
         }
     }
 
@@ -154,6 +155,16 @@ impl CarriedListener {
 }
 
 impl CarriedBackend {
+    fn is_blank(&self) -> bool {
+        let Self {
+            removed, established, bytes_in, bytes_out, connect_errors, retries, connect_times, durations, ..
+        } = self;
+        removed.is_none()
+            && [established, bytes_in, bytes_out, connect_errors, retries].iter().all(|count| **count == 0)
+            && connect_times.is_empty()
+            && durations.is_empty()
+    }
+
     fn fill(&self, shard: &BackendShard) {
         shard.established.add(self.established);
         shard.bytes_in.add(self.bytes_in);

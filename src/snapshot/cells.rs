@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::counters::{BackendShard, ListenerShard, Padded};
-use crate::config::{Backend, Config};
+use crate::config::Config;
 use crate::words::{Address, BackendRef, ListenerName, PoolName};
 
 /// A listener's identity (its name) and counters.
@@ -233,10 +233,11 @@ impl Cells {
         for (name, cell) in &self.listeners {
             cell.removed.set(config.listeners.contains_key(name), now);
         }
+        let present: BTreeSet<_> = (config.pools.iter())
+            .flat_map(|(name, pool)| pool.backends.iter().map(move |b| (name, &b.name, &b.address)))
+            .collect();
         for ((reference, address), cell) in &self.backends {
-            let pool = config.pools.get(&reference.pool);
-            let same = |b: &Backend| b.name == reference.backend && b.address == *address;
-            cell.removed.set(pool.is_some_and(|pool| pool.backends.iter().any(same)), now);
+            cell.removed.set(present.contains(&(&reference.pool, &reference.backend, address)), now);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::hash::Hash;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -116,25 +117,27 @@ impl Names {
 
     /// Takes the names of another worker in; where its numbers are here.
     pub(super) fn merge(&mut self, other: &Names) -> Renumbered {
-        fn place<T: Clone>(all: &mut Vec<T>, one: &T, same: impl Fn(&T) -> bool) -> u32 {
-            let at = all.iter().position(same).unwrap_or_else(|| {
-                all.push(one.clone());
-                all.len() - 1
-            });
-            at as u32
-        }
-        let listeners = other.listeners.iter();
-        let listeners = listeners.map(|l| place(&mut self.listeners, l, |known| known.name == l.name)).collect();
-        let pools: Vec<u32> =
-            other.pools.iter().map(|p| place(&mut self.pools, p, |known| known.name == p.name)).collect();
-        let backends = other.backends.iter().map(|b| {
-            let b = NamedBackend { pool: pools.get(b.pool as usize).copied().unwrap_or(u32::MAX), ..b.clone() };
-            let same =
-                |known: &NamedBackend| (known.pool, &known.name, &known.address) == (b.pool, &b.name, &b.address);
-            place(&mut self.backends, &b, same)
+        let listeners = places(&mut self.listeners, other.listeners.iter().cloned(), |l| l.name.clone());
+        let pools = places(&mut self.pools, other.pools.iter().cloned(), |p| p.name.clone());
+        let backends = other.backends.iter().cloned().map(|b| {
+            let pool = pools.get(b.pool as usize).copied().unwrap_or(u32::MAX);
+            NamedBackend { pool, ..b }
         });
-        Renumbered { listeners, backends: backends.collect(), pools }
+        let backends = places(&mut self.backends, backends, |b| (b.pool, b.name.clone(), b.address.clone()));
+        Renumbered { listeners, backends, pools }
     }
+}
+
+/// Where each of the others is among all, to which it is added where it is new. There may be thousands.
+fn places<T, K: Hash + Eq>(all: &mut Vec<T>, others: impl Iterator<Item = T>, key: impl Fn(&T) -> K) -> Vec<u32> {
+    let mut known: HashMap<K, u32> = all.iter().enumerate().map(|(at, one)| (key(one), at as u32)).collect();
+    let place = |one: T| {
+        *known.entry(key(&one)).or_insert_with(|| {
+            all.push(one);
+            all.len() as u32 - 1
+        })
+    };
+    others.map(place).collect()
 }
 
 /// Cells by number.

@@ -36,26 +36,30 @@ fn one_slip_on_any_line_is_one_problem_there() {
     }
 }
 
+/// A build that is not optimized is slower by far: it has less to read, and more time.
+const SLOWER: usize = if cfg!(debug_assertions) { 5 } else { 1 };
+const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 });
+
 #[test]
 fn a_text_that_grows_without_end_is_refused_in_time() {
     let laughs = (1..30).fold("a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned(), |text, n| {
         let before = format!("*a{}", n - 1);
         format!("{text}a{n}: &a{n} [{}]\n", vec![before; 9].join(", "))
     });
-    let long = "listeners:\n".to_owned() + &"  a: { bind: x, pool: y, z: 1 }\n".repeat(30_000);
+    let long = "listeners:\n".to_owned() + &"  a: { bind: x, pool: y, z: 1 }\n".repeat(30_000 / SLOWER);
     for text in [
         laughs,
-        "[".repeat(500_000),
-        "- ".repeat(500_000),
-        "a: ".repeat(300_000),
-        "?".repeat(900_000),
+        "[".repeat(500_000 / SLOWER),
+        "- ".repeat(500_000 / SLOWER),
+        "a: ".repeat(300_000 / SLOWER),
+        "?".repeat(900_000 / SLOWER),
         long,
-        "x".repeat(2_000_000),
+        "x".repeat(2_000_000 / SLOWER),
     ] {
         let start = worked();
         let problems = problems(&text);
         assert!(!problems.is_empty() && problems.len() <= 1100, "{} problems", problems.len());
-        assert!(worked() - start < Duration::from_secs(20), "{:?} for {:?}…", worked() - start, &text[..20]);
+        assert!(worked() - start < LIMIT, "{:?} for {:?}…", worked() - start, &text[..20]);
     }
 }
 
@@ -67,17 +71,16 @@ fn repair_that_feeds_itself_ends() {
         .replace("2 }\n", "2 }#")
         .replace("timeout: 1s", "t?imeout: 1s")
         .replace("drain_", "d&a rain_");
-    let scalars = format!("listeners: [{}\npools: {{", "a,".repeat(30_000));
-    let tabs = BASE.to_owned() + &"\ta:\n".repeat(5_000);
+    let scalars = format!("listeners: [{}\npools: {{", "a,".repeat(30_000 / SLOWER));
+    let tabs = BASE.to_owned() + &"\ta:\n".repeat(5_000 / SLOWER);
     let stairs = BASE.to_owned() + &(0..300).rev().map(|depth| " ".repeat(depth) + "a: b: {\n").collect::<String>();
-    let lines = BASE.to_owned() + &"a\n".repeat(30_000);
-    let keys = BASE.to_owned() + &(0..9_000).map(|n| format!(" b{n}:\n")).collect::<String>();
+    let lines = BASE.to_owned() + &"a\n".repeat(30_000 / SLOWER);
+    let keys = BASE.to_owned() + &(0..9_000 / SLOWER).map(|n| format!(" b{n}:\n")).collect::<String>();
     for text in [endless, scalars, tabs, stairs, lines, keys] {
         let start = worked();
         assert!(!problems(&text).is_empty());
-        let limit = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 1 });
         let took = worked() - start;
-        assert!(took < limit, "{took:?} for …{:?}", &text[text.len() - 20..]);
+        assert!(took < LIMIT, "{took:?} for …{:?}", &text[text.len() - 20..]);
     }
 }
 

@@ -75,7 +75,10 @@ fn where_the_new_version_fails_as_it_takes_over_the_old_one_goes_on() {
     machine.done(&["systemctl", "restart", "lbd"]);
     let (load, before) = (Load::start(&machine), machine.property("MainPID"));
     let said = machine.install(Package::New);
-    assert!(said.contains("not upgraded in place, and not restarted: lbctl: the new program failed: it panicked"), "{said}");
+    assert!(
+        said.contains("not upgraded in place, and not restarted: lbctl: the new program failed: it panicked"),
+        "{said}"
+    );
     assert_eq!((machine.property("MainPID"), machine.property("ActiveState")), (before, "active".into()));
     load.ends_unharmed();
 }

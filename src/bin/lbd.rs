@@ -57,7 +57,14 @@ Signals: SIGHUP reloads; SIGTERM and SIGINT let sessions finish, then stop; a se
 Exit codes: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.";
 
 fn main() -> ExitCode {
-    let called = upgrade::called(); // first: from here on nothing goes wrong without a way back
+    // First: from here on nothing goes wrong without a way back.
+    let called = match upgrade::called() {
+        Ok(called) => called,
+        Err(why) => {
+            eprintln!("lbd: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
     upgrade::take_name(c"lbd");
     // Then: they are no other's descriptors yet. Who takes over has them already.
     let passed = if called.is_none() { systemd::passed() } else { Ok(Vec::new()) };

@@ -9,7 +9,7 @@ use super::effects::{Asker, Effects};
 use super::event::{AskId, Decision, TookOver};
 use super::sockets::Sockets;
 use super::supervisor::{Facts, Supervisor};
-use super::upgrade::{Belongings, Heritage, Settlement, or_back, own_path};
+use super::upgrade::{Belongings, Heritage, Point, Settlement, misbehave, or_back, own_path};
 use super::{Broken, Start, now};
 use crate::config::Config;
 use crate::control::socket::ControlSocket;
@@ -81,6 +81,7 @@ impl Left {
         let count = setups.len();
         let cells = supervisor.cells();
         let assemble = |setup, carried| {
+            misbehave(Point::Worker);
             Worker::assemble(setup, carried, cells).unwrap_or_else(|e| give_up(&or_back(e.to_string())))
         };
         // Each by a thread of its own: that is a good part of the pause.

@@ -331,41 +331,6 @@ fn an_older_program_is_refused() {
 }
 
 #[test]
-fn a_program_that_fails_while_it_takes_over_gives_way_to_the_one_that_served() {
-    for (failure, why) in [
-        ("panic", "it panicked: "),
-        ("exit", "it ended before it had taken over"),
-        ("crash", "it crashed (SIGABRT)"),
-        ("hang", "it had not taken over within"),
-    ] {
-        let a = Backend::start(echo);
-        let dir = Arc::new(tempfile::tempdir().unwrap());
-        fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();
-        let mut command = lbd_command(dir.path());
-        command.env("LBD_TEST_TAKEOVER", failure);
-        let lbd = Lbd::spawn(command, dir);
-        lbd.await_log("serving;");
-        let clients: Vec<Socket> = (0..20).map(|_| connect(lbd.web())).collect();
-        clients.iter().for_each(|client| echoes(client).unwrap());
-        let load = Load::start(lbd.web(), 2);
-        load.go_on(10);
-        let pid = status(&lbd)["pid"].clone();
-        for _ in 0..if failure == "hang" { 1 } else { 5 } {
-            let ran = lbd.lbctl(&["upgrade"]);
-            assert_eq!(ran.code, Some(1), "{failure}: {ran:?}");
-            assert!(ran.err.contains(why) && ran.err.contains("no session was lost"), "{failure}: {}", ran.err);
-            clients.iter().for_each(|client| echoes(client).unwrap());
-        }
-        load.go_on(10);
-        let (served, errors) = load.stop();
-        assert!(errors.is_empty(), "{failure}: of {served}: {errors:?}");
-        let now = status(&lbd);
-        assert_eq!((&now["pid"], &now["upgrades"]), (&pid, &0.into()));
-        assert_eq!(lbd.listener("web")["connections_total"], 20 + served);
-    }
-}
-
-#[test]
 fn signals_that_come_during_an_upgrade_are_not_lost() {
     let a = Backend::start(echo);
     let mut lbd = Lbd::start(&web(&[("a", &a)], ""));

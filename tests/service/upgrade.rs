@@ -1,10 +1,12 @@
 //! An upgrade in place as a real service: what systemd knows of it and allows it stays as it was.
 
 use std::net::TcpStream;
+use std::thread;
 
 use crate::client::until;
 use crate::load::{Load, LongOnes};
 use crate::machine::{CONFIG, Machine};
+use crate::skip::skipped;
 
 /// What the kernel allows a process, and holds against it.
 fn rights(machine: &Machine) -> String {
@@ -66,6 +68,67 @@ fn after_a_crash_right_behind_an_upgrade_the_listeners_come_from_the_store() {
         let now = machine.property("MainPID");
         (now != before && now != "0" && machine.property("ActiveState") == "active").then_some(())
     });
+    load.refused_nobody(1);
+}
+
+/// A machine whose lbd has successors that do what a file says (`daemon/upgrade/misbehave.rs`).
+fn failing() -> Option<Machine> {
+    if !cfg!(debug_assertions) {
+        skipped("only a program that is built for finding errors fails when it is told to");
+        return None;
+    }
+    let machine = Machine::serving()?;
+    machine.drop_in("lbd.service", &format!("[Service]\nEnvironment=LBD_TEST_TAKEOVER={TOLD}\n"));
+    machine.done(&["systemctl", "restart", "lbd"]);
+    Some(machine)
+}
+
+const TOLD: &str = "/etc/lbd/told";
+
+#[test]
+fn a_program_that_fails_while_it_takes_over_leaves_the_service_as_it_was() {
+    let Some(machine) = failing() else { return };
+    let (load, sessions) = (Load::start(&machine), LongOnes::open(&machine));
+    let (before, rights_before) = (known(&machine), rights(&machine));
+    for (told, why) in [
+        ("panic@Built 0", "it panicked"),
+        ("crash@Worker 0", "it crashed (SIGABRT)"),
+        ("exit@Begun 0", "it ended before"),
+        ("hang@Built 500000", "it had not taken over within"),
+    ] {
+        machine.put(told.as_bytes(), TOLD);
+        let ran = machine.run(&["lbctl", "upgrade"]);
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.code() == Some(1) && said.contains(why), "{told}: {ran:?}");
+        assert_eq!(known(&machine), before, "{told}");
+        assert_eq!(rights(&machine), rights_before, "{told}");
+    }
+    sessions.end_unharmed();
+    load.ends_unharmed();
+}
+
+#[test]
+fn after_a_crash_between_the_exec_and_the_end_of_an_upgrade_the_listeners_come_from_the_store() {
+    let Some(machine) = failing() else { return };
+    machine.put(b"hang@Built 60000000", TOLD);
+    let load = Load::start(&machine);
+    let before = machine.property("MainPID");
+    thread::scope(|scope| {
+        let upgrading = scope.spawn(|| machine.run(&["lbctl", "upgrade"]));
+        until("the new program is about to take over", || {
+            let arguments = machine.done(&["cat", &format!("/proc/{before}/cmdline")]);
+            arguments.contains("--takeover").then_some(())
+        });
+        assert_eq!(machine.property("ActiveState"), "reloading");
+        machine.done(&["systemctl", "kill", "--kill-whom=main", "-s", "KILL", "lbd"]);
+        until("lbd is back", || {
+            let now = machine.property("MainPID");
+            (now != before && now != "0" && machine.property("ActiveState") == "active").then_some(())
+        });
+        let ran = upgrading.join().unwrap();
+        assert_eq!(ran.status.code(), Some(1), "who asked is told that it broke off: {ran:?}");
+    });
+    assert_eq!(machine.property("NRestarts"), "1");
     load.refused_nobody(1);
 }
 

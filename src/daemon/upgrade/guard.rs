@@ -1,41 +1,86 @@
 //! The way on and the way back: executes a program in place of this one, and holds a door open to the predecessor for as long
 //! as a successor is taking over. Whatever ends the successor then (a panic, a crash, an exit, an error, a second without
 //! getting there) executes the predecessor again, by its descriptor and with the same record; until the take-over is settled
-//! nobody has touched a session. One of the three files with `unsafe`.
+//! nobody has touched a session. Going back is one system call that is prepared: it may follow on a heap in ruins.
+//! One of the three files with `unsafe`.
 #![allow(unsafe_code)]
 
-use std::convert::Infallible;
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, CString, OsString, c_char};
+use std::fmt::{self, Write};
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use nix::fcntl::{AtFlags, FcntlArg, FdFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// The last argument but one of who is to take over. It is not for people, and never among `--help`.
+use super::{misbehave, record};
+
+/// The last argument but one of who is to take over. It is not for people, and never among `--help`. With it comes where the
+/// record is, this program, and a file for what goes wrong; and [`BACK`], where that has happened.
 const TAKE_OVER: &str = "--takeover";
+const BACK: &str = "back";
 /// How long a successor may take. A program that is built for finding errors is slower by far.
 const PATIENCE: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
-/// What ends a process without asking it.
-const FATAL: [Signal; 5] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGABRT];
+/// And how much longer for each MiB of the record; it takes a tenth of that.
+const FOR_EACH_MIB: Duration = Duration::from_millis(100);
+/// So many times as long has the predecessor that is executed again: behind it there is only a restart.
+const LAST: u32 = 3;
+/// What ends a process without asking it, and how that is told.
+const FATAL: [(Signal, &str); 8] = [
+    (Signal::SIGSEGV, "it crashed (SIGSEGV)"),
+    (Signal::SIGBUS, "it crashed (SIGBUS)"),
+    (Signal::SIGILL, "it crashed (SIGILL)"),
+    (Signal::SIGFPE, "it crashed (SIGFPE)"),
+    (Signal::SIGABRT, "it crashed (SIGABRT)"),
+    (Signal::SIGSYS, "it did what it may not (SIGSYS)"),
+    (Signal::SIGTRAP, "it crashed (SIGTRAP)"),
+    (Signal::SIGXFSZ, "it wrote a file that is too large (SIGXFSZ)"),
+];
 
-/// The way back is open.
-static OPEN: AtomicBool = AtomicBool::new(false);
+/// Where the take-over is: nothing to go back from, or not any more.
+const SHUT: u8 = 0;
+/// Under way: whoever fails goes back, and whoever settles it shuts this way.
+const OPEN: u8 = 1;
+/// Somebody goes back. Who comes later waits for that; nothing is settled any more.
+const TAKEN: u8 = 2;
+
+static WAY: AtomicU8 = AtomicU8::new(SHUT);
+/// There is none where this process is the predecessor again.
 static PREDECESSOR: OnceLock<Predecessor> = OnceLock::new();
 /// What handled fatal signals before.
 static BEFORE: OnceLock<Vec<(Signal, SigAction)>> = OnceLock::new();
 
 /// What is needed to be the predecessor again.
 struct Predecessor {
-    program: RawFd,
-    record: RawFd,
+    ready: Ready,
+    /// Where it finds why.
+    why: RawFd,
+    /// The signals that it is to find held, whoever goes back.
+    held: SigSet,
 }
+
+/// An exec of which nothing is left but the call.
+struct Ready {
+    program: RawFd,
+    arguments: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    _texts: Vec<CString>,
+}
+
+// SAFETY: the pointers are to texts that it owns and that nobody changes.
+unsafe impl Send for Ready {}
+// SAFETY: as above.
+unsafe impl Sync for Ready {}
 
 /// What a process was called with that is to take over.
 #[derive(Debug)]
@@ -44,26 +89,55 @@ pub struct Called {
     pub record: File,
     /// Why the successor, which was to take over, did not: this is the predecessor again.
     pub failure: Option<String>,
-    /// The predecessor's program; its descriptor goes when the take-over is settled.
-    _program: OwnedFd,
+    /// The predecessor's program, and what went wrong; their descriptors go when the take-over is settled.
+    _others: [OwnedFd; 2],
 }
 
 /// Whether this process is to take over: then the way back is open from now on. To be called first of all.
-pub fn called() -> Option<Called> {
+///
+/// # Errors
+/// It is, but by nothing that lbd has left. Nothing must be begun then: whose the open descriptors are is not known.
+pub fn called() -> Result<Option<Called>, String> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let [.., flag, what] = &arguments[..] else { return None };
+    let [.., flag, what] = &arguments[..] else { return Ok(None) };
     if flag != TAKE_OVER {
-        return None;
+        return Ok(None);
     }
-    let mut parts = what.to_str()?.splitn(3, ':');
-    let (record, program) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let failure = parts.next().map(str::to_owned);
-    if failure.is_none() {
-        open(Predecessor { program, record });
+    let strange = |why: String| format!("{TAKE_OVER} is for lbd itself, which leaves it to its successor: {why}");
+    let (record, program, why, back) =
+        numbers(what).ok_or_else(|| strange(format!("{} names no three descriptors", what.display())))?;
+    // SAFETY: it is borrowed for these calls alone, which do not mind a closed one.
+    let [left, of_program, of_why] = [record, program, why].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+    record::is_sealed(left).map_err(strange)?;
+    for fd in [of_program, of_why] {
+        fcntl(fd, FcntlArg::F_GETFD).map_err(|_| strange(format!("descriptor {} is not open", fd.as_raw_fd())))?;
     }
-    // SAFETY: the predecessor has left these two open for us, and nobody else knows of them.
-    let (record, program) = unsafe { (File::from_raw_fd(record), OwnedFd::from_raw_fd(program)) };
-    Some(Called { record, failure, _program: program })
+    // SAFETY: the predecessor has left these open for us, as the record is a sealed one; nobody else knows of them.
+    let (file, others) =
+        unsafe { (File::from_raw_fd(record), [program, why].map(|number| OwnedFd::from_raw_fd(number))) };
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let patience = PATIENCE + FOR_EACH_MIB * u32::try_from(size >> 20).unwrap_or(u32::MAX >> 8);
+    if back {
+        WAY.store(OPEN, SeqCst);
+        watch_over(misbehave::patience(Turn::Again).unwrap_or(patience) * LAST);
+        let failure = Some(told(&others[1]));
+        return Ok(Some(Called { record: file, failure, _others: others }));
+    }
+    let ready = Ready::new(program, &format!("{record}:{program}:{why}:{BACK}")).map_err(|e| strange(e.to_string()))?;
+    open(Predecessor { ready, why, held: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()) });
+    watch_over(misbehave::patience(Turn::First).unwrap_or(patience));
+    Ok(Some(Called { record: file, failure: None, _others: others }))
+}
+
+fn numbers(what: &OsString) -> Option<(RawFd, RawFd, RawFd, bool)> {
+    let parts: Vec<&str> = what.to_str()?.split(':').collect();
+    let (numbers, back) = match &parts[..] {
+        [numbers @ .., BACK] => (numbers, true),
+        numbers => (numbers, false),
+    };
+    let [record, program, why] = numbers else { return None };
+    let number = |text: &str| text.parse().ok().filter(|fd| *fd > 2);
+    Some((number(record)?, number(program)?, number(why)?, back))
 }
 
 /// The arguments of the process as it was started first.
@@ -80,21 +154,41 @@ pub fn arguments() -> Vec<OsString> {
 /// Executes a program in place of this one, which is to take over by this record. `program` is this one's. Both are to
 /// be kept open. Returns only where the kernel refuses.
 pub fn execute(target: &File, record: RawFd, program: RawFd) -> io::Error {
-    match replaced_by(target, &format!("{record}:{program}")) {
-        Ok(never) => match never {},
+    // A file, for a reason may have any length, and an argument is seen by everybody for as long as the process lives.
+    let why = match memfd_create("lbd-why", MFdFlags::empty()) {
+        Ok(why) => why,
+        Err(e) => return e.into(),
+    };
+    match Ready::new(target.as_raw_fd(), &format!("{record}:{program}:{}", why.as_raw_fd())) {
+        Ok(ready) => ready.go().into(),
         Err(e) => e,
     }
 }
 
-fn replaced_by(target: impl std::os::fd::AsFd, what: &str) -> io::Result<Infallible> {
-    let text = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::other);
-    let ours = [OsString::from(TAKE_OVER), OsString::from(what)];
-    let arguments: Vec<CString> = arguments().into_iter().chain(ours).map(text).collect::<io::Result<_>>()?;
-    let variable = |(name, value): (OsString, OsString)| {
-        text(OsString::from_vec([name.as_bytes(), b"=", value.as_bytes()].concat()))
-    };
-    let environment: Vec<CString> = std::env::vars_os().map(variable).collect::<io::Result<_>>()?;
-    nix::unistd::execveat(target, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH).map_err(io::Error::from)
+impl Ready {
+    /// The program of this descriptor, with the arguments and the environment of this one.
+    fn new(program: RawFd, what: &str) -> io::Result<Self> {
+        let text = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::other);
+        let ours = [OsString::from(TAKE_OVER), OsString::from(what)];
+        let mut texts: Vec<CString> = arguments().into_iter().chain(ours).map(text).collect::<io::Result<_>>()?;
+        let count = texts.len();
+        for (name, value) in std::env::vars_os() {
+            texts.push(text(OsString::from_vec([name.as_bytes(), b"=", value.as_bytes()].concat()))?);
+        }
+        let list = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        let (arguments, environment) = (list(&texts[..count]), list(&texts[count..]));
+        Ok(Self { program, arguments, environment, _texts: texts })
+    }
+
+    /// Neither allocates nor locks. Returns only where the kernel refuses.
+    fn go(&self) -> Errno {
+        // SAFETY: both lists end with null, and are of texts that live as long as they.
+        unsafe {
+            let (arguments, environment) = (self.arguments.as_ptr(), self.environment.as_ptr());
+            libc::syscall(libc::SYS_execveat, self.program, c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH);
+        }
+        Errno::last()
+    }
 }
 
 /// Has an exec close these again. Those that are closed are passed over.
@@ -111,79 +205,191 @@ pub fn owned(descriptor: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-impl Called {
-    /// The take-over is done: the way back is closed, and what led there.
-    pub fn settle(self) {
-        close();
-        drop(self);
+/// The take-over is done, there is no way back any more. Never returns where somebody has gone back already. To be called
+/// before anything is done that the predecessor would not find as it left it.
+pub fn settle() {
+    if WAY.compare_exchange(OPEN, SHUT, SeqCst, SeqCst) == Err(TAKEN) {
+        end_here();
     }
-}
-
-/// The reason itself; but while the way back is open, never returns: the predecessor goes on, and tells it.
-pub fn or_back(why: String) -> String {
-    if OPEN.swap(false, SeqCst) {
-        go_back(&why);
+    if PREDECESSOR.get().is_some() {
+        let _ = std::panic::take_hook();
     }
-    why
-}
-
-fn open(predecessor: Predecessor) {
-    let _ = PREDECESSOR.set(predecessor);
-    OPEN.store(true, SeqCst);
-    std::panic::set_hook(Box::new(|panic| {
-        drop(or_back(format!("it panicked: {panic}").replace('\n', " ")));
-        eprintln!("{panic}");
-    }));
-    // SAFETY: the function is one of this program, which ends with the process.
-    unsafe { nix::libc::atexit(exited) };
-    // On a stack of its own: the other one may be what has run out.
-    let flags = SaFlags::SA_NODEFER | SaFlags::SA_ONSTACK;
-    let handler = SigAction::new(SigHandler::Handler(crashed), flags, SigSet::empty());
-    // SAFETY: the handler does nothing but execute another program, or leave.
-    let taken = FATAL.iter().filter_map(|signal| Some((*signal, unsafe { sigaction(*signal, &handler) }.ok()?)));
-    let _ = BEFORE.set(taken.collect());
-    let watch = thread::Builder::new().name("lbd-guard".into()).spawn(|| {
-        thread::sleep(PATIENCE);
-        or_back(format!("it had not taken over within {} s", PATIENCE.as_secs()))
-    });
-    if let Err(e) = watch {
-        or_back(format!("no thread could watch over it: {e}"));
-    }
-}
-
-fn close() {
-    OPEN.store(false, SeqCst);
-    let _ = std::panic::take_hook();
     for (signal, before) in BEFORE.get().into_iter().flatten() {
         // SAFETY: it was so before: Rust's own handler, which tells of a stack that has run out, or none.
         let _ = unsafe { sigaction(*signal, before) };
     }
 }
 
-extern "C" fn exited() {
-    or_back("it ended before it had taken over".into());
+/// Who is taking over here and has not settled, if anybody.
+pub fn turn() -> Option<Turn> {
+    let turn = if PREDECESSOR.get().is_some() { Turn::First } else { Turn::Again };
+    (WAY.load(SeqCst) != SHUT).then_some(turn)
 }
 
-/// Allocates, which a handler should not: a crash within the allocator may hang here. Then the guard's thread goes back.
-extern "C" fn crashed(signal: nix::libc::c_int) {
-    let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
-    if OPEN.load(SeqCst) {
-        or_back(format!("it crashed ({name})"));
+/// Somebody goes back.
+pub fn is_taken() -> bool {
+    WAY.load(SeqCst) == TAKEN
+}
+
+/// Who takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// A successor.
+    First,
+    /// The predecessor, executed again.
+    Again,
+}
+
+/// The reason itself; but while the way back is open, never returns: the predecessor goes on, and tells it.
+pub fn or_back(why: String) -> String {
+    unless_settled(format_args!("{why}"));
+    why
+}
+
+/// Goes back for this reason, which is put into words only then.
+pub fn unless_settled(why: fmt::Arguments<'_>) {
+    if PREDECESSOR.get().is_none() {
+        return; // nobody to go back to: the error is told, and ends the process
     }
-    // SAFETY: always allowed.
-    unsafe { nix::libc::_exit(128 + signal) };
+    match WAY.compare_exchange(OPEN, TAKEN, SeqCst, SeqCst) {
+        Ok(_) => {
+            let mut line = Line::new();
+            let _ = line.write_fmt(why); // an error is one that was too long
+            go_back(line.text())
+        }
+        // Else this thread would go on to end the process before the other one has gone back.
+        Err(TAKEN) => end_here(),
+        Err(_) => {}
+    }
 }
 
+/// Until an exec, or the end of the process, ends this thread.
+fn end_here() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+fn open(predecessor: Predecessor) {
+    let _ = PREDECESSOR.set(predecessor);
+    WAY.store(OPEN, SeqCst);
+    std::panic::set_hook(Box::new(|panic| {
+        unless_settled(format_args!("it panicked: {panic}"));
+        eprintln!("{panic}");
+    }));
+    // SAFETY: the function is one of this program, which ends with the process.
+    unsafe { libc::atexit(exited) };
+    // On a stack of its own: the other one may be what has run out.
+    let flags = SaFlags::SA_NODEFER | SaFlags::SA_ONSTACK;
+    let handler = SigAction::new(SigHandler::Handler(crashed), flags, SigSet::empty());
+    // SAFETY: the handler does nothing but execute another program, or leave.
+    let taken = FATAL.iter().filter_map(|(signal, _)| Some((*signal, unsafe { sigaction(*signal, &handler) }.ok()?)));
+    let _ = BEFORE.set(taken.collect());
+}
+
+/// Ends a take-over that is not settled by then, also where somebody has begun to go back and got stuck.
+fn watch_over(patience: Duration) {
+    let watch = thread::Builder::new().name("lbd-guard".into()).spawn(move || {
+        thread::sleep(patience);
+        let mut line = Line::new();
+        let _ = write!(line, "it had not taken over within {patience:?}");
+        insist(line.text());
+    });
+    if let Err(e) = watch {
+        or_back(format!("no thread could watch over it: {e}"));
+    }
+}
+
+extern "C" fn exited() {
+    unless_settled(format_args!("it ended before it had taken over"));
+}
+
+/// May be anywhere, in the allocator, too.
+extern "C" fn crashed(signal: libc::c_int) {
+    let why = FATAL.iter().find(|(fatal, _)| *fatal as libc::c_int == signal).map_or("it crashed", |(_, why)| why);
+    insist(why);
+    // SAFETY: always allowed.
+    unsafe { libc::_exit(128 + signal) };
+}
+
+/// Goes back even where somebody else does already, unless it is settled.
+fn insist(why: &str) {
+    if WAY.compare_exchange(OPEN, TAKEN, SeqCst, SeqCst) != Err(SHUT) {
+        go_back(why);
+    }
+}
+
+/// Neither allocates nor locks.
 fn go_back(why: &str) -> ! {
-    if let Some(predecessor) = PREDECESSOR.get() {
-        // SAFETY: it was left open for this, and stays so until the take-over is settled.
-        let program = unsafe { BorrowedFd::borrow_raw(predecessor.program) };
-        let what = format!("{}:{}:{why}", predecessor.record, predecessor.program);
-        let Err(e) = replaced_by(program, &what);
-        eprintln!("lbd: {why}; and its predecessor cannot be executed again: {e}");
+    let refused = PREDECESSOR.get().map(|predecessor| {
+        predecessor.is_told(why);
+        let _ = predecessor.held.thread_set_mask(); // it is the calling thread's that outlives an exec
+        predecessor.ready.go()
+    });
+    let last = match refused {
+        Some(e) => ["lbd: ", why, "; and its predecessor cannot be executed again: ", e.desc(), "\n"],
+        None => ["lbd: the predecessor was to go on, but ", why, "", "", "\n"],
+    };
+    for part in last {
+        // SAFETY: the kernel reads so many bytes of a text that is there.
+        unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
     }
     // SAFETY: always allowed. No exit handler is to come back here.
-    unsafe { nix::libc::_exit(1) }
+    unsafe { libc::_exit(1) }
+}
+
+impl Predecessor {
+    /// Who comes first is believed.
+    fn is_told(&self, why: &str) {
+        // SAFETY: it was left open for this, and stays so until the take-over is settled.
+        let file = unsafe { BorrowedFd::borrow_raw(self.why) };
+        if nix::sys::stat::fstat(file).is_ok_and(|of| of.st_size == 0) {
+            let _ = nix::unistd::write(file, why.as_bytes());
+        }
+    }
+}
+
+/// What the successor has told.
+fn told(why: &OwnedFd) -> String {
+    let mut text = [0; Line::MOST];
+    let length = why.try_clone().and_then(|fd| File::from(fd).read_at(&mut text, 0)).unwrap_or(0);
+    match &text[..length] {
+        [] => "it did not come to say why".to_owned(),
+        text => String::from_utf8_lossy(text).into_owned(),
+    }
+}
+
+/// One line of a length that people read, whatever is written to it.
+struct Line {
+    text: [u8; Line::MOST],
+    length: usize,
+}
+
+impl Line {
+    const MOST: usize = 1024;
+    const CUT: &str = " ...";
+
+    fn new() -> Self {
+        Self { text: [0; Self::MOST], length: 0 }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+            if self.length + c.len_utf8() + Self::CUT.len() > Self::MOST {
+                self.text[self.length..][..Self::CUT.len()].copy_from_slice(Self::CUT.as_bytes());
+                self.length += Self::CUT.len();
+                return Err(fmt::Error);
+            }
+            self.length += c.encode_utf8(&mut self.text[self.length..]).len();
+        }
+        Ok(())
+    }
 }
 
 /// The program that this process runs, whatever is at its path by now.
@@ -197,4 +403,45 @@ pub fn own_program() -> io::Result<File> {
 /// Gives the process its name: one executed by its descriptor is called by that number.
 pub fn take_name(name: &CStr) {
     let _ = nix::sys::prctl::set_name(name);
+}
+
+/// Has the next larger allocation find the heap in ruins while it holds the heap's lock.
+#[cfg(debug_assertions)]
+pub fn ruin_the_heap() {
+    let mut last = vec![0u8; 100_000];
+    // SAFETY: none. It is what the tests want: to be told of by the allocator, which ends the process.
+    unsafe {
+        let end = last.as_mut_ptr().add(last.len());
+        std::ptr::write_bytes(end, 0xff, 32);
+    }
+    std::mem::forget(last);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_one_line_of_a_length_that_people_read() {
+        let line = |text: &str| {
+            let mut line = Line::new();
+            let whole = line.write_str(text).is_ok();
+            (line.text().to_owned(), whole)
+        };
+        assert_eq!(line("it\0 broke\nhere"), ("it  broke here".to_owned(), true));
+        let (text, whole) = line(&"\u{20ac}".repeat(100_000));
+        assert!(!whole && text.ends_with(Line::CUT) && (Line::MOST - 3..=Line::MOST).contains(&text.len()), "{text}");
+    }
+
+    #[test]
+    fn what_names_no_three_descriptors_is_no_call_to_take_over() {
+        let numbers = |text: &str| numbers(&OsString::from(text));
+        assert_eq!(numbers("12:13:14"), Some((12, 13, 14, false)));
+        assert_eq!(numbers("12:13:14:back"), Some((12, 13, 14, true)));
+        for wrong in
+            ["", "12", "12:13", "12:13:back", "12:13:14:15", "12:13:x", "2:13:14", "-1:13:14", "12:13:14:back:"]
+        {
+            assert_eq!(numbers(wrong), None, "{wrong}");
+        }
+    }
 }

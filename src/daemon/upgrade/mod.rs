@@ -1,16 +1,18 @@
 //! Another program takes over in place: same process, same descriptors, no session that notices.
 //!
 //! `target` finds out which program can; `hand_over` has everything stand still, writes it down in a `record` and has the
-//! kernel execute the program; there `take_over` reads it, while `guard` holds the way back open until all is built.
+//! kernel execute the program; there `take_over` reads it, while `guard` holds the way back open until all is built. `misbehave` is what tests want to go wrong there.
 
 mod elf;
 mod guard;
 mod hand_over;
+mod misbehave;
 mod record;
 mod take_over;
 mod target;
 
 pub use guard::{Called, arguments, called, or_back, take_name};
+pub(in crate::daemon) use misbehave::{Point, misbehave};
 pub(in crate::daemon) use take_over::{Belongings, Settlement};
 pub use take_over::{Heritage, read};
 pub use target::{CHECK, Target, own_path, say};

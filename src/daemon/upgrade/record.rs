@@ -3,15 +3,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// The versions of the record that this program reads, the last of which it writes. To be raised by whatever makes an older
-/// program misread it: the workers' sections are not self-describing, those of the daemon are.
-pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+/// program misread it: the workers' sections are not self-describing, those of the daemon are. The same goes for the argument
+/// by which a successor is told where it is.
+pub const VERSIONS: RangeInclusive<u32> = 1..=1;
 
 const MAGIC: [u8; 8] = *b"lbd\0over";
 /// Magic, version, checksum, length of the sections.
@@ -46,12 +48,9 @@ pub fn write(sections: &[impl AsRef<[u8]>]) -> io::Result<File> {
 ///
 /// # Errors
 /// It is not sealed, not whole, damaged, or of a version that this program does not read.
-pub fn read(file: &File) -> Result<Vec<Vec<u8>>, String> {
+pub fn read(file: &File, versions: &RangeInclusive<u32>) -> Result<Vec<Vec<u8>>, String> {
     let wrong = |e: io::Error| format!("the record cannot be read: {e}");
-    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map_err(|e| wrong(e.into()))?;
-    if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK) {
-        return Err(format!("descriptor {} is no record: it is not sealed", file.as_raw_fd()));
-    }
+    is_sealed(file)?;
     let mut head = [0; HEAD];
     file.read_exact_at(&mut head, 0).map_err(wrong)?;
     let (magic, rest) = head.split_at(8);
@@ -61,12 +60,9 @@ pub fn read(file: &File) -> Result<Vec<Vec<u8>>, String> {
     if magic != MAGIC {
         return Err("the record is none of lbd's".into());
     }
-    if !VERSIONS.contains(&version) {
-        return Err(format!(
-            "the record has version {version}; this lbd reads {} to {}",
-            VERSIONS.start(),
-            VERSIONS.end()
-        ));
+    if !versions.contains(&version) {
+        let (oldest, newest) = (versions.start(), versions.end());
+        return Err(format!("the record has version {version}; this lbd reads {oldest} to {newest}"));
     }
     let there = file.metadata().map_err(wrong)?.len();
     if length > MOST || there != length + HEAD as u64 {
@@ -81,6 +77,21 @@ pub fn read(file: &File) -> Result<Vec<Vec<u8>>, String> {
         return Err("the record is damaged: its checksum is another one".into());
     }
     split(&body).ok_or_else(|| "the record is damaged: its sections do not fill it".into())
+}
+
+/// Whether this may be a record at all: only what is sealed says the same to whoever reads it next.
+///
+/// # Errors
+/// It is something else, or closed.
+pub fn is_sealed(file: impl AsFd) -> Result<(), String> {
+    let fd = file.as_fd().as_raw_fd();
+    let seals =
+        fcntl(file, FcntlArg::F_GET_SEALS).map_err(|e| format!("descriptor {fd} is no record: {}", e.desc()))?;
+    if SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK) {
+        Ok(())
+    } else {
+        Err(format!("descriptor {fd} is no record: it is not sealed"))
+    }
 }
 
 fn split(mut body: &[u8]) -> Option<Vec<Vec<u8>>> {
@@ -119,10 +130,10 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written_as_often_as_asked_and_cannot_be_changed() {
         let record = write(&sections()).unwrap();
-        assert_eq!(read(&record).unwrap(), sections());
-        assert_eq!(read(&record).unwrap(), sections(), "whoever falls back reads it again");
+        assert_eq!(read(&record, &VERSIONS).unwrap(), sections());
+        assert_eq!(read(&record, &VERSIONS).unwrap(), sections(), "whoever falls back reads it again");
         assert!(record.write_at(b"x", 0).is_err() && record.set_len(3).is_err());
-        assert_eq!(read(&write(&[b""; 0]).unwrap()).unwrap(), Vec::<Vec<u8>>::new());
+        assert_eq!(read(&write(&[b""; 0]).unwrap(), &VERSIONS).unwrap(), Vec::<Vec<u8>>::new());
     }
 
     #[test]
@@ -137,7 +148,7 @@ mod tests {
             (|b| b[23] = 0xff, true, "says that it has"),
             (|_| (), false, "is not sealed"),
         ] {
-            let error = read(&altered(change, sealed)).unwrap_err();
+            let error = read(&altered(change, sealed), &VERSIONS).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
         assert!(split(&[1, 0, 0, 0, 0, 0, 0, 0]).is_none() && split(&[1, 2]).is_none() && split(&[0xff; 8]).is_none());

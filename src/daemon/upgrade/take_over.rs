@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::guard::{Called, or_back, owned};
+use super::guard::{self, Called, or_back, owned};
+use super::misbehave::{self, Point, misbehave};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
 use crate::control::Roll;
 use crate::control::socket::ControlSocket;
@@ -38,8 +39,8 @@ pub struct Heritage {
 /// # Errors
 /// It makes no sense to this program; while there is a way back, it is taken instead.
 pub fn read(called: Called) -> Result<Heritage, String> {
-    misbehave(&called);
-    let sections = record::read(&called.record).map_err(or_back)?;
+    misbehave(Point::Begun);
+    let sections = record::read(&called.record, &misbehave::records()).map_err(or_back)?;
     if sections.len() < WORKERS {
         return Err(or_back(format!("the record has {} sections only", sections.len())));
     }
@@ -127,6 +128,7 @@ impl Heritage {
             installed: daemon.installed,
             asked: daemon.asked,
         };
+        misbehave(Point::Taken);
         Ok((belongings, workers, settlement))
     }
 }
@@ -135,28 +137,15 @@ impl Settlement {
     /// Everything is built: there is no way back any more, and no other program has these descriptors. `now` is microseconds
     /// of CLOCK_MONOTONIC.
     pub(in crate::daemon) fn settle(mut self, now: u64) -> TookOver {
+        misbehave(Point::Built);
+        // First: a predecessor that is executed again must find all of them open, and nobody at work on them.
+        guard::settle();
         if let Err(e) = close_on_exec(&self.kept) {
             warn!("what was carried over would survive the next program, too: {e}");
         }
         let failure = self.called.failure.take();
-        self.called.settle();
+        drop(self.called);
         let pause = Duration::from_micros(now.saturating_sub(self.frozen_at));
         TookOver { asker: AskId(self.asker), from: self.from, failure, pause }
-    }
-}
-
-/// The tests have no broken successor but this one.
-fn misbehave(called: &Called) {
-    if !cfg!(debug_assertions) || called.failure.is_some() {
-        return;
-    }
-    match std::env::var("LBD_TEST_TAKEOVER").as_deref() {
-        Ok("panic") => panic!("as it was told to"),
-        Ok("exit") => std::process::exit(0),
-        Ok("crash") => std::process::abort(),
-        Ok("hang") => loop {
-            std::thread::park();
-        },
-        _ => {}
     }
 }

@@ -1,0 +1,113 @@
+//! What the tests have go wrong in a successor: they have none but this very program. Only one that is built for finding
+//! errors does any of it, and only where the environment names a file that asks for it.
+
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::guard::{self, Turn};
+use super::record;
+
+/// How far a take-over is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// Nothing has been read.
+    Begun,
+    /// Descriptors have owners.
+    Taken,
+    /// A worker is about to be built, on a thread of its own.
+    Worker,
+    /// Everything is there, but the way back is open.
+    Built,
+}
+
+/// Nobody has failed here yet.
+static FIRST: AtomicBool = AtomicBool::new(true);
+
+/// Fails here, where it is asked to.
+pub fn misbehave(point: Point) {
+    let Some(asked) = asked().filter(|asked| asked.at == format!("{point:?}") && asked.is_for(guard::turn())) else {
+        return;
+    };
+    match asked.how.as_str() {
+        "panic" => panic!("as it was told to"),
+        "nul" => panic!("a\0b"),
+        "long" => panic!("{}", "long ".repeat(40_000)),
+        "exit" => std::process::exit(0),
+        "crash" => std::process::abort(),
+        "error" => drop(guard::or_back("it erred as it was told to".into())),
+        "hang" => hang(),
+        "late" if FIRST.swap(false, SeqCst) => guard::unless_settled(format_args!("{Stuck}")),
+        "late" => {
+            while !guard::is_taken() {
+                std::thread::yield_now();
+            }
+            std::process::exit(0) // while another thread is about to go back
+        }
+        "stuck" => guard::unless_settled(format_args!("{Stuck}")),
+        #[cfg(debug_assertions)]
+        "heap" => loop {
+            guard::ruin_the_heap();
+        },
+        _ => {}
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Who begins to go back for this reason does not get there.
+struct Stuck;
+
+impl std::fmt::Display for Stuck {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        hang()
+    }
+}
+
+/// How long it may take.
+pub fn patience(turn: Turn) -> Option<Duration> {
+    asked().filter(|asked| asked.is_for(Some(turn)))?.patience
+}
+
+/// The records that it reads.
+pub fn records() -> RangeInclusive<u32> {
+    let other = asked().is_some_and(|asked| asked.how == "record" && asked.is_for(guard::turn()));
+    if other { 98..=99 } else { record::VERSIONS }
+}
+
+/// The records that it says it reads, when it is tried.
+pub fn said_records() -> RangeInclusive<u32> {
+    if asked().is_some_and(|asked| asked.how == "foreign") { 98..=99 } else { record::VERSIONS }
+}
+
+/// What is asked for.
+struct Asked {
+    how: String,
+    at: String,
+    patience: Option<Duration>,
+    /// Of the predecessor that is executed again, too.
+    again: bool,
+}
+
+impl Asked {
+    fn is_for(&self, turn: Option<Turn>) -> bool {
+        turn == Some(Turn::First) || (turn == Some(Turn::Again) && self.again)
+    }
+}
+
+/// `LBD_TEST_TAKEOVER` names a file of one line: `HOW@POINT`, microseconds of patience (0: as usual), and maybe `again`.
+fn asked() -> Option<Asked> {
+    if !cfg!(debug_assertions) {
+        return None;
+    }
+    let line = std::fs::read_to_string(std::env::var_os("LBD_TEST_TAKEOVER")?).ok()?;
+    let mut words = line.split_whitespace();
+    let (how, at) = words.next()?.split_once('@')?;
+    let micros: u64 = words.next()?.parse().ok()?;
+    let patience = (micros > 0).then(|| Duration::from_micros(micros));
+    Some(Asked { how: how.to_owned(), at: at.to_owned(), patience, again: words.next() == Some("again") })
+}

@@ -1,0 +1,185 @@
+//! Whatever goes wrong in a program that takes over, and whenever, the one that served goes on with every session. The program
+//! is lbd itself, which a file tells what to do wrong (`daemon/upgrade/misbehave.rs`).
+
+#![cfg(debug_assertions)] // what is built to be used does nothing wrong when it is told to
+
+use std::fs;
+use std::sync::Arc;
+
+use serde_json::Value;
+use socket2::Socket;
+
+use crate::backend::{Backend, echo};
+use crate::client::{connect, echoes, until};
+use crate::daemon::{Lbd, lbd_command, run, web};
+use crate::load::Load;
+
+/// An lbd whose successors do what they are told, and clients of it.
+struct Failing {
+    lbd: Lbd,
+    clients: Vec<Socket>,
+    _backend: Backend,
+}
+
+impl Failing {
+    fn with_clients(count: usize) -> Self {
+        let backend = Backend::start(echo);
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        fs::write(dir.path().join("lbd.yaml"), web(&[("a", &backend)], "")).unwrap();
+        let mut command = lbd_command(dir.path());
+        command.env("LBD_TEST_TAKEOVER", dir.path().join("told"));
+        let lbd = Lbd::spawn(command, dir);
+        lbd.await_log("serving;");
+        let to = lbd.web();
+        let clients = (0..count).map(|_| connect(to)).collect();
+        let failing = Self { lbd, clients, _backend: backend };
+        failing.all_are_served();
+        failing
+    }
+
+    /// `HOW@POINT` and the microseconds that a take-over may take, 0 for as long as usual.
+    fn tell(&self, what: &str) {
+        fs::write(self.lbd.dir().join("told"), what).unwrap();
+    }
+
+    fn all_are_served(&self) {
+        self.clients.iter().for_each(|client| echoes(client).unwrap());
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.lbd.done(&["--json", "status"])).unwrap()
+    }
+}
+
+#[test]
+fn whatever_ends_an_upgrade_and_whenever_a_thousand_sessions_go_on() {
+    let failing = Failing::with_clients(1000);
+    let (lbd, pid) = (&failing.lbd, failing.status()["pid"].clone());
+    let load = Load::start(lbd.web(), 2);
+    let cases = [
+        ("panic@Begun 0", "it panicked: "),
+        ("exit@Begun 0", "it ended before it had taken over"),
+        ("crash@Begun 0", "it crashed (SIGABRT)"),
+        ("hang@Begun 700000", "it had not taken over within 700ms"),
+        ("heap@Begun 0", "it crashed (SIGABRT)"),
+        ("nul@Begun 0", "a b\n"),
+        ("long@Begun 0", " ...\n"),
+        ("record@Begun 0", "the record has version 1; this lbd reads 98 to 99"),
+        ("panic@Taken 0", "as it was told to"),
+        ("exit@Taken 0", "it ended before it had taken over"),
+        ("crash@Taken 0", "it crashed (SIGABRT)"),
+        ("hang@Taken 900000", "it had not taken over within 900ms"),
+        ("error@Taken 0", "it erred as it was told to"),
+        ("stuck@Taken 900000", "it had not taken over within 900ms"),
+        ("panic@Worker 0", "as it was told to"),
+        ("exit@Worker 0", "it ended before it had taken over"),
+        ("crash@Worker 0", "it crashed (SIGABRT)"),
+        ("hang@Worker 900000", "it had not taken over within 900ms"),
+        ("error@Worker 0", "it erred as it was told to"),
+        ("late@Worker 900000", "it had not taken over within 900ms"),
+        ("heap@Worker 0", "it crashed ("),
+        ("panic@Built 0", "as it was told to"),
+        ("exit@Built 0", "it ended before it had taken over"),
+        ("crash@Built 0", "it crashed (SIGABRT)"),
+        ("hang@Built 900000", "it had not taken over within 900ms"),
+        ("error@Built 0", "it erred as it was told to"),
+    ];
+    for (turn, (told, why)) in cases.iter().enumerate() {
+        failing.tell(told);
+        let ran = lbd.lbctl(&["upgrade"]);
+        assert_eq!(ran.code, Some(1), "{told}: {ran:?}");
+        assert!(ran.err.contains(why) && ran.err.contains("no session was lost"), "{told}: {}", ran.err);
+        assert!(ran.err.len() < 2000, "{told}: {}", ran.err.len());
+        failing.clients.iter().skip(turn).step_by(cases.len()).for_each(|client| echoes(client).unwrap());
+        load.go_on(5);
+    }
+    failing.all_are_served();
+    let (served, errors) = load.stop();
+    assert!(errors.is_empty(), "of {served}: {errors:?}");
+    let now = failing.status();
+    assert_eq!((&now["pid"], &now["upgrades"]), (&pid, &0.into()));
+    assert_eq!(lbd.listener("web")["connections_total"], failing.clients.len() + served);
+    assert_eq!(lbd.listener("web")["connections_active"], failing.clients.len());
+    // What went wrong is in the log, and not for everybody to see in the list of processes.
+    let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(!arguments.contains("told to") && arguments.ends_with(":back\0"), "{arguments:?}");
+    failing.tell("well@Begun 0");
+    lbd.done(&["upgrade"]);
+    failing.all_are_served();
+}
+
+/// Patience follows the time that it takes, so that a part of the upgrades ends just as time is up.
+#[test]
+fn an_upgrade_that_is_done_just_as_its_time_is_up_is_done_or_not_but_nothing_between() {
+    let failing = Failing::with_clients(50);
+    let load = Load::start(failing.lbd.web(), 2);
+    let (mut patience, mut step, mut before) = (60_000.0, 0.5, None);
+    let (mut done, mut not_done) = (0, 0);
+    for _ in 0..60 {
+        failing.tell(&format!("well@Begun {}", patience as u64));
+        let ran = failing.lbd.lbctl(&["upgrade"]);
+        let upgraded = match ran.code {
+            Some(0) => true,
+            Some(1) if ran.err.contains("it had not taken over within") => false,
+            _ => panic!("with {patience} us: {ran:?}"),
+        };
+        *(if upgraded { &mut done } else { &mut not_done }) += 1;
+        if before.replace(upgraded).is_some_and(|before| before != upgraded) {
+            step = f64::max(step / 2.0, 0.01);
+        }
+        patience *= if upgraded { 1.0 - step } else { 1.0 + step };
+        failing.all_are_served();
+    }
+    let (served, errors) = load.stop();
+    assert!(errors.is_empty(), "of {served}: {errors:?}");
+    assert!(done > 5 && not_done > 5, "of both: {done} done, {not_done} not, last by {patience} us");
+    assert_eq!(failing.status()["upgrades"], done);
+}
+
+#[test]
+fn a_predecessor_that_cannot_go_on_ends_so_that_it_is_started_again() {
+    for told in ["hang@Begun 300000 again", "hang@Built 300000 again", "panic@Worker 0 again"] {
+        let mut failing = Failing::with_clients(2);
+        failing.tell(told);
+        let ran = failing.lbd.lbctl(&["upgrade"]);
+        assert_ne!(ran.code, Some(0), "{told}: {ran:?}");
+        let ended = failing.lbd.end();
+        assert!(ended.code != Some(0), "{told}: {ended:?}");
+        if told.starts_with("hang") {
+            assert!(ended.err.contains("the predecessor was to go on, but it had not taken over within"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn a_program_that_reads_other_records_is_refused() {
+    let failing = Failing::with_clients(3);
+    failing.tell("foreign@Begun 0");
+    let ran = failing.lbd.lbctl(&["upgrade"]);
+    let why = "which takes over from records of version 98 to 99, and this one writes 1; restart the service instead";
+    assert!(ran.code == Some(1) && ran.err.contains(why), "{ran:?}");
+    failing.all_are_served();
+    assert_eq!(failing.status()["upgrades"], 0);
+}
+
+#[test]
+fn who_is_not_called_by_lbd_takes_nothing_over() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("lbd.yaml"), "listeners: {}\npools: {}\n").unwrap();
+    for (what, why) in [
+        ("", "names no three descriptors"),
+        ("7", "names no three descriptors"),
+        ("0:1:2", "names no three descriptors"),
+        ("700:701:702", "descriptor 700 is no record: "),
+        ("700:701:702:back", "descriptor 700 is no record: "),
+    ] {
+        let mut command = lbd_command(dir.path());
+        command.args(["--takeover", what]);
+        let ran = run(command);
+        assert!(
+            ran.code == Some(1) && ran.err.contains("--takeover is for lbd itself") && ran.err.contains(why),
+            "{ran:?}"
+        );
+    }
+    until("nothing was begun", || (!dir.path().join("control.sock").exists()).then_some(()));
+}

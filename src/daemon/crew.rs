@@ -80,11 +80,8 @@ impl Crew {
     /// Has all that the workers have survive an exec, so that little of this is left for the time when they stand still. They
     /// serve meanwhile; whoever is late does the rest then.
     pub fn keep_on_exec(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
         self.lines.iter().for_each(|line| told(line, OnExec::Keep));
-        while !self.lines.iter().all(Line::is_marked) && Instant::now() < deadline {
-            thread::sleep(LOOK);
-        }
+        self.await_marks(patience);
     }
 
     /// Puts those to work again that have parked.
@@ -95,6 +92,20 @@ impl Crew {
 
     fn close_on_exec(&self) {
         self.lines.iter().for_each(|line| told(line, OnExec::Close));
+    }
+
+    /// Whether all that they were told of it is done. Before that a child would inherit clients' sockets, and keep them open
+    /// for as long as it runs.
+    pub fn is_marked(&self) -> bool {
+        self.lines.iter().all(Line::is_marked)
+    }
+
+    /// Waits until it is, while they serve; not for ever.
+    pub fn await_marks(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !self.is_marked() && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
     }
 
     /// Has all of them park, and takes them. All or none.

@@ -3,6 +3,7 @@
 
 pub mod action;
 mod beginning;
+pub mod children;
 pub mod crew;
 pub mod demo;
 pub mod effects;
@@ -111,9 +112,16 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
             ready(&Ready { listening: &effects.sockets.addresses(), control: effects.control.path() });
         }
         let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + IDLE);
-        events.push_back(sources.next(&mut effects, deadline).await);
+        let next = sources.next(&mut effects, deadline).await;
         events.extend(effects.turned());
-        events.extend(effects.gone().into_iter().map(Event::AskerGone));
+        // Who has gone is not in the way of who comes; but who comes and goes has come first.
+        let (late, gone): (Vec<_>, Vec<_>) = effects
+            .gone()
+            .into_iter()
+            .partition(|gone| matches!(&next, Some(Event::Asked(asked, ..)) if gone == asked));
+        events.extend(gone.into_iter().map(Event::AskerGone));
+        events.extend(next);
+        events.extend(late.into_iter().map(Event::AskerGone));
     };
     drop(sources); // the server writes the last answers, then returns
     effects.answers.clear(); // who waits still is told that lbd stopped
@@ -220,6 +228,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         answers,
         connected,
         checked: checked_sender,
+        trying: None,
         installed,
         limits: Arc::clone(&limits),
         asked,
@@ -276,9 +285,11 @@ struct Sources {
 }
 
 impl Sources {
-    /// Waits for whatever happens first, until `deadline` at the latest.
-    async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Event {
+    /// Waits for whatever happens first, until `deadline` at the latest. `None`: an operator has gone.
+    async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Option<Event> {
         loop {
+            // Who asked has gone meanwhile: what was found out must not be in the way of what others ask for.
+            self.held.take_if(|((ask, _), _)| !effects.is_trying_for(*ask));
             if self.held.is_none() && std::mem::take(&mut self.signals_held) {
                 signals::take_again(); // nothing was executed
             }
@@ -289,14 +300,15 @@ impl Sources {
                     continue;
                 }
                 if let Some(signal) = self.signals.now().await {
-                    return asked_by(signal); // it counts first
+                    return Some(asked_by(signal)); // it counts first
                 }
                 if let Some(((ask, result), _)) = self.held.take() {
-                    return Event::Checked(ask, result);
+                    return Some(Event::Checked(ask, result));
                 }
             }
             let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
-            return tokio::select! {
+            return Some(tokio::select! {
+                () = effects.somebody_goes() => return None,
                 Some(asked) = self.asks.recv() => {
                     effects.asked += 1;
                     let ask = AskId(effects.asked);
@@ -309,7 +321,7 @@ impl Sources {
                     Event::Kept(number, result)
                 }
                 Some(job) = self.job.recv() => Event::JobKnown(job),
-                Some(checked) = self.checked.recv() => {
+                Some(checked) = self.checked.recv(), if self.held.is_none() => {
                     self.held = Some((checked, Instant::now() + LATEST));
                     continue;
                 }
@@ -324,7 +336,7 @@ impl Sources {
                     Event::DialFailed((backend.reference.clone(), backend.address.clone()))
                 }
                 () = sleep_until(deadline.into()) => Event::Tick,
-            };
+            });
         }
     }
 
@@ -334,7 +346,7 @@ impl Sources {
         let Some((_, latest)) = self.held else { return false };
         let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
         let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
-        let is_quiet = !in_transit && !unit::is_being_asked();
+        let is_quiet = !in_transit && !children::are_under_way();
         is_quiet || latest <= Instant::now()
     }
 }

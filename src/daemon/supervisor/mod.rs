@@ -210,7 +210,7 @@ impl Supervisor {
             Event::Asked(ask, request, peer) => self.asked(ask, request, peer, now, out),
             Event::AskerGone(ask) => {
                 self.waiting.retain(|w| w.ask != ask);
-                self.forget_upgrade_of(ask);
+                self.forget_upgrade_of(ask, out);
             }
             Event::Acknowledged(revision) => self.acknowledged(revision),
             Event::Probed(key, result) => self.probed(&key, result, now),

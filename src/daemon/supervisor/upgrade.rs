@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
-use super::{Stage, Supervisor, Then};
+use super::{Stage, Supervisor};
 use crate::control::{Earnest, Peer, Reply, Upgrade};
 use crate::daemon::action::{Action, Doors, Notice};
 use crate::daemon::event::{AskId, Now, TookOver};
@@ -48,8 +48,10 @@ impl Supervisor {
     }
 
     /// Who asked for it has gone: it is not done behind their back.
-    pub(super) fn forget_upgrade_of(&mut self, ask: AskId) {
-        self.upgrading.take_if(|upgrading| upgrading.ask == ask && !upgrading.frozen);
+    pub(super) fn forget_upgrade_of(&mut self, ask: AskId, out: &mut Vec<Action>) {
+        if self.upgrading.take_if(|upgrading| upgrading.ask == ask && !upgrading.frozen).is_some() {
+            out.push(Action::ForgetTarget(ask));
+        }
     }
 
     pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, out: &mut Vec<Action>) {
@@ -140,12 +142,13 @@ impl Supervisor {
                     in_millis(pause)
                 );
                 let reply = Reply::Upgraded { from, to, upgrades, sessions, pause_us };
-                self.answer_when_known(asker, Then::Answer(reply), now, out);
+                // At once: it is so, whatever becomes of the workers.
+                out.push(Action::Answer(asker, reply));
             }
             Some(why) => {
                 error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}; lbd {from} serves on");
                 let message = format!("the new program failed: {why}\nlbd {from} serves on, and no session was lost");
-                self.answer_when_known(asker, Then::Answer(Reply::refused(message)), now, out);
+                out.push(Action::Answer(asker, Reply::refused(message)));
             }
         }
         self.last_status = self.status_line();

@@ -218,7 +218,7 @@ impl World {
             Action::Notify(Notice::Reloading) => self.reloading = true,
             Action::Notify(Notice::Ready(_)) => self.reloading = false,
             Action::SetLogLevel(_) | Action::SetWatch(_) | Action::SetControl(_) | Action::Notify(_) => {}
-            Action::CheckTarget(..) | Action::Freeze | Action::HandOver(..) => {
+            Action::CheckTarget(..) | Action::ForgetTarget(_) | Action::Freeze | Action::HandOver(..) => {
                 unreachable!("nobody asks for an upgrade")
             }
             Action::Exit(exit) => self.exit = Some(exit),

@@ -16,6 +16,9 @@ use crate::proxy::{self, Command, Inbox, Line, Worker};
 /// How often it is looked whether all is done that workers do beside serving.
 const LOOK: Duration = Duration::from_micros(200);
 
+/// How long workers may take to undo what was done for an exec that did not come.
+const UNMARK: Duration = Duration::from_millis(50);
+
 /// Where workers that have parked are given back while somebody waits for them.
 type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
 
@@ -90,8 +93,10 @@ impl Crew {
         self.close_on_exec();
     }
 
+    /// Waits for it too, for whatever child comes next would inherit clients' sockets; a worker that hangs is not waited for long.
     fn close_on_exec(&self) {
         self.lines.iter().for_each(|line| told(line, OnExec::Close));
+        self.await_marks(UNMARK);
     }
 
     /// Whether all that they were told of it is done. Before that a child would inherit clients' sockets, and keep them open

@@ -200,11 +200,16 @@ impl Lbd {
 
     /// Waits until it has said this; returns the line.
     pub fn await_log(&self, text: &str) -> String {
+        self.await_log_times(text, 1)
+    }
+
+    /// The same so many times; returns the last line.
+    pub fn await_log_times(&self, text: &str, times: usize) -> String {
         let lines = self.log.lines.lock().unwrap();
-        let unsaid = |lines: &mut Vec<String>| !lines.iter().any(|line| line.contains(text));
+        let unsaid = |lines: &mut Vec<String>| lines.iter().filter(|line| line.contains(text)).count() < times;
         let (lines, waited) = self.log.changed.wait_timeout_while(lines, PATIENCE, unsaid).unwrap();
         assert!(!waited.timed_out(), "no {text:?} in the log:\n{}", lines.join("\n"));
-        lines.iter().find(|line| line.contains(text)).unwrap().clone()
+        lines.iter().filter(|line| line.contains(text)).nth(times - 1).unwrap().clone()
     }
 
     /// Takes descriptors away from it, or gives them back.

@@ -24,3 +24,4 @@ mod starting;
 mod stopping;
 mod timeouts;
 mod upgrade;
+mod upgrade_interrupted;

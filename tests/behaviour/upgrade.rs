@@ -3,10 +3,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 
@@ -37,7 +36,7 @@ fn walk(value: &Value, path: String, all: &mut Vec<(String, u64)>) {
     }
 }
 
-fn upgrade(lbd: &Lbd) -> Value {
+pub fn upgrade(lbd: &Lbd) -> Value {
     serde_json::from_str(&lbd.done(&["--json", "upgrade"])).unwrap()
 }
 
@@ -45,7 +44,7 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-fn status(lbd: &Lbd) -> Value {
+pub fn status(lbd: &Lbd) -> Value {
     serde_json::from_str(&lbd.done(&["--json", "status"])).unwrap()
 }
 
@@ -157,17 +156,42 @@ fn the_number_of_workers_may_change_and_the_file_is_what_says_so() {
     let clients: Vec<Socket> = (0..20).map(|_| connect(to)).collect();
     clients.iter().for_each(|client| echoes(client).unwrap());
     let load = Load::start(to, 3);
-    for workers in [2, 1, 3, 2] {
+    for workers in [2, 1, 2, 1, 3, 2, 4] {
         load.go_on(20);
         assert_eq!(lbd.reload(&config(workers)).code, Some(0));
         upgrade(&lbd);
         assert_eq!(status(&lbd)["workers"], workers);
+        until("each worker accepts", || {
+            let sockets = accepting(&lbd, to);
+            let even = sockets.iter().max()? - sockets.iter().min()? <= 1;
+            (sockets.len() == workers && even).then_some(())
+        });
         assert!(!lbd.done(&["status"]).contains("at restart"), "the upgrade has applied it");
         clients.iter().for_each(|client| echoes(client).unwrap());
     }
     let (served, errors) = load.stop();
     assert!(errors.is_empty(), "of {served}: {errors:?}");
     assert_eq!(lbd.listener("web")["connections_active"], 20);
+}
+
+/// How many sockets that listen here each worker hears of that hears of any, by the kernel's word.
+fn accepting(lbd: &Lbd, at: SocketAddr) -> Vec<usize> {
+    let fds = format!("/proc/{}/fd", status(lbd)["pid"]);
+    let named = |fd: &str| fs::read_link(format!("{fds}/{fd}")).unwrap_or_default().display().to_string();
+    // Of /proc/net/tcp (proc_pid_net(5)): a local address with a port in hexadecimal, the state 0A, and the inode.
+    let port = format!(":{:04X}", at.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listening = lines.filter(|words| words[1].ends_with(&port) && words[3] == "0A");
+    let listening: Vec<String> = listening.map(|words| format!("socket:[{}]", words[9])).collect();
+    let open = fs::read_dir(&fds).unwrap().map(|fd| fd.unwrap().file_name().into_string().unwrap());
+    let epolls = open.filter(|fd| named(fd) == "anon_inode:[eventpoll]");
+    let hears = |epoll: String| {
+        let told = fs::read_to_string(format!("{}info/{epoll}", fds)).unwrap_or_default();
+        let heard = told.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next().map(named));
+        heard.filter(|name| listening.contains(name)).count()
+    };
+    epolls.map(hears).filter(|count| *count > 0).collect()
 }
 
 #[test]
@@ -240,6 +264,14 @@ fn file(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> PathBuf {
     path
 }
 
+/// A copy of lbd that does nothing, for ever.
+pub fn hanging(dir: &Path) -> PathBuf {
+    altered(dir, "hang", |bytes| {
+        let at = entry(bytes);
+        bytes[at..at + 2].copy_from_slice(&[0xeb, 0xfe]); // a jump to itself
+    })
+}
+
 /// Where in the file the first instruction is.
 fn entry(bytes: &[u8]) -> usize {
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
@@ -289,11 +321,7 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
             bytes[at..at + 2].copy_from_slice(&[0x0f, 0x0b]); // an instruction that is none
         };
         kinds.push((altered(dir, "crash", crash), "crashes: it was ended by SIGILL"));
-        let hang = |bytes: &mut Vec<u8>| {
-            let at = entry(bytes);
-            bytes[at..at + 2].copy_from_slice(&[0xeb, 0xfe]); // a jump to itself
-        };
-        kinds.push((altered(dir, "hang", hang), "did not say what it is within 2 s"));
+        kinds.push((hanging(dir), "did not say what it is within 2 s"));
     }
     for (path, why) in kinds {
         for args in [&["upgrade"][..], &["upgrade", "--dry-run"]] {
@@ -312,7 +340,7 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
 }
 
 /// Children of lbd.
-fn children(lbd: &Lbd) -> String {
+pub fn children(lbd: &Lbd) -> String {
     let pid = status(lbd)["pid"].to_string();
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
 }
@@ -362,44 +390,6 @@ fn a_program_that_fails_while_it_takes_over_gives_way_to_the_one_that_served() {
         let now = status(&lbd);
         assert_eq!((&now["pid"], &now["upgrades"]), (&pid, &0.into()));
         assert_eq!(lbd.listener("web")["connections_total"], 20 + served);
-    }
-}
-
-#[test]
-fn signals_that_come_during_an_upgrade_are_not_lost() {
-    let a = Backend::start(echo);
-    let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
-    let client = connect(lbd.web());
-    echoes(&client).unwrap();
-    thread::scope(|scope| {
-        let upgrading = scope.spawn(|| (0..5).for_each(|_| drop(upgrade(&lbd))));
-        while !upgrading.is_finished() {
-            lbd.signal(nix::sys::signal::Signal::SIGHUP); // kills whoever has not taken it over
-            thread::yield_now();
-        }
-    });
-    echoes(&client).unwrap();
-    assert_eq!(status(&lbd)["upgrades"], 5);
-    drop(client);
-    lbd.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(lbd.end().code, Some(0));
-}
-
-#[test]
-fn a_stop_that_is_asked_for_during_an_upgrade_comes_after_it() {
-    let a = Backend::start(echo);
-    for turn in 0..12 {
-        let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
-        let mut upgrading =
-            lbd.lbctl_command(&["upgrade"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        if turn % 2 == 0 {
-            lbd.await_log("is to take over");
-        } else {
-            (0..turn * 300).for_each(|_| thread::yield_now());
-        }
-        lbd.signal(nix::sys::signal::Signal::SIGTERM);
-        assert_eq!(lbd.end().code, Some(0));
-        upgrading.wait().unwrap();
     }
 }
 

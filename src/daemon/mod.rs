@@ -105,7 +105,7 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     let mut events = VecDeque::from([first]);
     let mut ready = Some(ready);
     let exit = loop {
-        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut events) {
+        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut sources, &mut events) {
             break exit;
         }
         if let Some(ready) = ready.take() {
@@ -327,17 +327,17 @@ impl Sources {
                 }
                 Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
                 () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-                Some(probed) = self.probes.recv() => match probed.result {
-                    Ok(_) => Event::Probed(probed.key, Ok(())),
-                    Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
-                    Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
-                },
-                Some(Outcome::DialFailed(backend)) = self.outcomes.recv() => {
-                    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
-                }
+                Some(probed) = self.probes.recv() => told_by_probe(probed),
+                Some(outcome) = self.outcomes.recv() => told_by_worker(&outcome),
                 () = sleep_until(deadline.into()) => Event::Tick,
             });
         }
+    }
+
+    /// What probes and workers have told and nobody has heard yet; the workers stand still.
+    fn arrived(&mut self) -> Option<Event> {
+        let outcome = |outcomes: &mut mpsc::Receiver<Outcome>| Some(told_by_worker(&outcomes.try_recv().ok()?));
+        self.probes.try_recv().ok().map(told_by_probe).or_else(|| outcome(&mut self.outcomes))
     }
 
     /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
@@ -351,6 +351,18 @@ impl Sources {
     }
 }
 
+fn told_by_probe(probed: Probed<BackendKey>) -> Event {
+    match probed.result {
+        Ok(_) => Event::Probed(probed.key, Ok(())),
+        Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
+        Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
+    }
+}
+
+fn told_by_worker(Outcome::DialFailed(backend): &Outcome) -> Event {
+    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
+}
+
 fn asked_by(signal: signals::Asked) -> Event {
     match signal {
         signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
@@ -362,8 +374,20 @@ fn asked_by(signal: signals::Asked) -> Event {
 type Checked = (AskId, Result<upgrade::Target, String>);
 
 /// Has the supervisor decide on everything that has happened, and performs it.
-fn digest(supervisor: &mut Supervisor, effects: &mut Effects, events: &mut VecDeque<Event>) -> Option<Exit> {
+fn digest(
+    supervisor: &mut Supervisor,
+    effects: &mut Effects,
+    sources: &mut Sources,
+    events: &mut VecDeque<Event>,
+) -> Option<Exit> {
     while let Some(event) = events.pop_front() {
+        if matches!(event, Event::Frozen(_))
+            && let Some(earlier) = sources.arrived()
+        {
+            events.push_front(event);
+            events.push_front(earlier); // what nobody has read when another program is executed is lost
+            continue;
+        }
         for action in supervisor.handle(now(), event) {
             if let Some(exit) = effects.perform(action, events) {
                 return Some(exit);

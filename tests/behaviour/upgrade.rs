@@ -161,8 +161,9 @@ fn the_number_of_workers_may_change_and_the_file_is_what_says_so() {
         assert_eq!(lbd.reload(&config(workers)).code, Some(0));
         upgrade(&lbd);
         assert_eq!(status(&lbd)["workers"], workers);
+        let listening = listening(to);
         until("each worker accepts", || {
-            let sockets = accepting(&lbd, to);
+            let sockets = accepting(&lbd, &listening);
             let even = sockets.iter().max()? - sockets.iter().min()? <= 1;
             (sockets.len() == workers && even).then_some(())
         });
@@ -174,20 +175,23 @@ fn the_number_of_workers_may_change_and_the_file_is_what_says_so() {
     assert_eq!(lbd.listener("web")["connections_active"], 20);
 }
 
-/// How many sockets that listen here each worker hears of that hears of any, by the kernel's word.
-fn accepting(lbd: &Lbd, at: SocketAddr) -> Vec<usize> {
+/// The sockets that listen at an address, as links of /proc/PID/fd call them.
+fn listening(at: SocketAddr) -> Vec<String> {
+    // Of /proc/net/tcp (proc_pid_net(5)): a local address with a port in hexadecimal, the state 0A, and the inode.
+    let port = format!(":{:04X} ", at.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().filter(|line| line.contains(&port) && line.contains(" 0A "));
+    lines.map(|line| format!("socket:[{}]", line.split_whitespace().nth(9).unwrap())).collect()
+}
+
+/// How many of them each worker hears of that hears of any, by the kernel's word.
+fn accepting(lbd: &Lbd, listening: &[String]) -> Vec<usize> {
     let fds = format!("/proc/{}/fd", status(lbd)["pid"]);
     let named = |fd: &str| fs::read_link(format!("{fds}/{fd}")).unwrap_or_default().display().to_string();
-    // Of /proc/net/tcp (proc_pid_net(5)): a local address with a port in hexadecimal, the state 0A, and the inode.
-    let port = format!(":{:04X}", at.port());
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let listening = lines.filter(|words| words[1].ends_with(&port) && words[3] == "0A");
-    let listening: Vec<String> = listening.map(|words| format!("socket:[{}]", words[9])).collect();
     let open = fs::read_dir(&fds).unwrap().map(|fd| fd.unwrap().file_name().into_string().unwrap());
     let epolls = open.filter(|fd| named(fd) == "anon_inode:[eventpoll]");
     let hears = |epoll: String| {
-        let told = fs::read_to_string(format!("{}info/{epoll}", fds)).unwrap_or_default();
+        let told = fs::read_to_string(format!("{fds}info/{epoll}")).unwrap_or_default();
         let heard = told.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next().map(named));
         heard.filter(|name| listening.contains(name)).count()
     };

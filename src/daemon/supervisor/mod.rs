@@ -115,6 +115,8 @@ struct Known {
     /// When it is to be probed; `None` while a probe is under way or where it is not probed.
     next_probe: Option<Instant>,
     last_probe: Instant,
+    /// How long the backend has kept a probe waiting that an upgrade in place broke off, and is now made again.
+    waited: Duration,
     probes_ok: u64,
     probes_failed: u64,
 }

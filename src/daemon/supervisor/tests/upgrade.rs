@@ -185,3 +185,29 @@ fn a_predecessor_that_is_executed_again_answers_with_the_reason() {
     assert!(kinds(&actions).contains(&"ready"));
     assert_eq!(again.status(at).upgrades, 0);
 }
+
+#[test]
+fn a_backend_that_says_nothing_is_down_in_time_however_often_its_probe_is_broken_off() {
+    let mut daemon = Daemon::with(facts(), CHECKED);
+    let spec = daemon.supervisor.check_of(&a()).cloned().unwrap();
+    let timeout_of = |actions: &[Action]| {
+        let found = actions.iter().find_map(|action| match action {
+            Action::Probe(key, spec) if *key == a() => Some(spec.timeout),
+            _ => None,
+        });
+        found.unwrap()
+    };
+    let first = daemon.after(Duration::from_secs(1), Event::Tick);
+    assert_eq!(timeout_of(&first), spec.timeout);
+    let part = spec.timeout.mul_f64(0.4);
+    for rest in [0.6, 0.2] {
+        daemon.now += part;
+        let carried = handed_over(&mut daemon);
+        daemon.supervisor = successor(&daemon, carried);
+        let how = TookOver { asker: AskId(9), from: "1".into(), failure: None, pause: Duration::ZERO };
+        let again = timeout_of(&daemon.on(Event::TookOver(how)));
+        assert_eq!(again, spec.timeout.mul_f64(rest).max(Duration::from_millis(100)), "of {:?}", spec.timeout);
+    }
+    daemon.on(Event::Probed(a(), Err("no answer".into())));
+    assert_eq!(timeout_of(&daemon.after(spec.interval * 2, Event::Tick)), spec.timeout, "the next one is whole");
+}

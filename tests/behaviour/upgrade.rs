@@ -52,13 +52,19 @@ pub fn status(lbd: &Lbd) -> Value {
 fn twenty_upgrades_under_load_are_noticed_by_nobody() {
     const BULK: usize = 24 << 20;
     let (a, b, c, d) = (Backend::start(echo), Backend::start(echo), Backend::start(counting), Backend::start(silent));
+    let full = Full::start();
     let lbd = Lbd::start(&format!(
         "listeners:\n  web: {{ bind: \"127.0.0.1:0\", pool: web }}\n  count: {{ bind: \"127.0.0.2:0\", pool: count }}\n  \
-         quiet: {{ bind: \"127.0.0.3:0\", pool: quiet }}\n\
+         quiet: {{ bind: \"127.0.0.3:0\", pool: quiet }}\n  slow: {{ bind: \"127.0.0.4:0\", pool: slow }}\n\
          pools:\n  web: {{ backends: {{ a: \"{}\", b: \"{}\" }}, health_check: {{ type: tcp, interval: 50ms }} }}\n  \
-         count: {{ backends: {{ c: \"{}\" }} }}\n  quiet: {{ backends: {{ d: \"{}\" }} }}\n\
+         count: {{ backends: {{ c: \"{}\" }} }}\n  quiet: {{ backends: {{ d: \"{}\" }} }}\n  \
+         slow: {{ backends: {{ e: \"{}\" }}, connect_timeout: 60s }}\n\
          process: {{ workers: 2 }}\n",
-        a.address, b.address, c.address, d.address
+        a.address,
+        b.address,
+        c.address,
+        d.address,
+        full.address()
     ));
     let (to, pid) = (lbd.web(), status(&lbd)["pid"].clone());
     let idle: Vec<Socket> = (0..50).map(|_| connect(to)).collect();
@@ -68,6 +74,9 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
     open.iter().for_each(|client| send_pattern(client, 1000).unwrap());
     let shut: Vec<Socket> = (0..5).map(|_| connect(lbd.address("quiet"))).collect();
     shut.iter().for_each(|client| client.shutdown(Shutdown::Write).unwrap());
+    // Connecting: nobody accepts, and the queue is full.
+    let connecting: Vec<Socket> = (0..5).map(|_| connect(lbd.address("slow"))).collect();
+    until("they wait for their backend", || (in_listener(&lbd, "slow") == 5).then_some(()));
     let load = Load::start(to, 4);
     load.go_on(50);
     let bulk = connect(to);
@@ -100,6 +109,11 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
         assert_eq!(answer, "1000");
     }
     assert_eq!(d.live(), shut.len(), "the half-closed ones are still there");
+    assert_eq!(in_listener(&lbd, "slow"), 5, "none has given up");
+    let answering = full.answer();
+    connecting.iter().for_each(|client| echoes(client).unwrap());
+    drop(connecting);
+    answering.end();
     let now = status(&lbd);
     assert_eq!((&now["pid"], &now["upgrades"], &now["generation"]), (&pid, &20.into(), &1.into()));
     drop((idle, shut));

@@ -54,6 +54,14 @@ impl Supervisor {
         }
     }
 
+    /// Who stops does not wait for what a program says.
+    pub(super) fn abandon_upgrade(&mut self, out: &mut Vec<Action>) {
+        if let Some(Upgrading { ask, .. }) = self.upgrading.take() {
+            out.push(Action::ForgetTarget(ask));
+            out.push(Action::Answer(ask, Reply::refused("lbd stopped before the program was tried")));
+        }
+    }
+
     pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, out: &mut Vec<Action>) {
         let Some(upgrading) = self.upgrading.take_if(|upgrading| upgrading.ask == ask) else { return };
         let target = match result {

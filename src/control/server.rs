@@ -25,6 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::noted::Noted;
 use super::roll::{Entry, Roll};
 use super::{Reply, Request, Unroutable, parse};
 
@@ -168,7 +169,7 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.request)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Noted::new(stream, Arc::clone(&entry))), service);
 
     let mut connection = pin!(connection);
     tokio::select! {

@@ -303,7 +303,7 @@ impl Sources {
                     return Some(asked_by(signal)); // it counts first
                 }
                 if let Some(((ask, result), _)) = self.held.take() {
-                    return Some(Event::Checked(ask, result));
+                    return Some(Event::Checked(ask, result, effects.connected.0.begun()));
                 }
             }
             let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };

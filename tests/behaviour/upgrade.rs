@@ -13,7 +13,7 @@ use nix::sys::ptrace;
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::backend::{Backend, counting, echo, named, silent};
+use crate::backend::{Backend, Full, counting, echo, named, silent};
 use crate::client::{connect, echoes, exchange, receive_pattern, send_pattern, until, who};
 use crate::daemon::{Lbd, lbd_command, web, web_of};
 use crate::load::Load;
@@ -52,7 +52,7 @@ pub fn status(lbd: &Lbd) -> Value {
 fn twenty_upgrades_under_load_are_noticed_by_nobody() {
     const BULK: usize = 24 << 20;
     let (a, b, c, d) = (Backend::start(echo), Backend::start(echo), Backend::start(counting), Backend::start(silent));
-    let full = Full::start();
+    let full = Full::new();
     let lbd = Lbd::start(&format!(
         "listeners:\n  web: {{ bind: \"127.0.0.1:0\", pool: web }}\n  count: {{ bind: \"127.0.0.2:0\", pool: count }}\n  \
          quiet: {{ bind: \"127.0.0.3:0\", pool: quiet }}\n  slow: {{ bind: \"127.0.0.4:0\", pool: slow }}\n\
@@ -60,11 +60,7 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
          count: {{ backends: {{ c: \"{}\" }} }}\n  quiet: {{ backends: {{ d: \"{}\" }} }}\n  \
          slow: {{ backends: {{ e: \"{}\" }}, connect_timeout: 60s }}\n\
          process: {{ workers: 2 }}\n",
-        a.address,
-        b.address,
-        c.address,
-        d.address,
-        full.address()
+        a.address, b.address, c.address, d.address, full.address
     ));
     let (to, pid) = (lbd.web(), status(&lbd)["pid"].clone());
     let idle: Vec<Socket> = (0..50).map(|_| connect(to)).collect();
@@ -74,16 +70,18 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
     open.iter().for_each(|client| send_pattern(client, 1000).unwrap());
     let shut: Vec<Socket> = (0..5).map(|_| connect(lbd.address("quiet"))).collect();
     shut.iter().for_each(|client| client.shutdown(Shutdown::Write).unwrap());
-    // Connecting: nobody accepts, and the queue is full.
-    let connecting: Vec<Socket> = (0..5).map(|_| connect(lbd.address("slow"))).collect();
-    until("they wait for their backend", || (in_listener(&lbd, "slow") == 5).then_some(()));
     let load = Load::start(to, 4);
     load.go_on(50);
     let bulk = connect(to);
     let exchanging = thread::spawn(move || exchange(&bulk, BULK));
 
     let (mut before, mut open_files) = (counters(&lbd.stats()), None);
+    let mut connecting: Vec<Socket> = Vec::new();
     for n in 1..=20 {
+        if n == 18 {
+            connecting.extend((0..5).map(|_| connect(lbd.address("slow"))));
+            until("they wait for the backend", || (lbd.listener("slow")["connections_active"] == 5).then_some(()));
+        }
         let answer = upgrade(&lbd);
         assert_eq!((&answer["answer"], &answer["upgrades"]), (&"upgraded".into(), &n.into()), "{answer}");
         assert!(answer["sessions"].as_u64().unwrap() >= 60, "{answer}");
@@ -109,11 +107,10 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
         assert_eq!(answer, "1000");
     }
     assert_eq!(d.live(), shut.len(), "the half-closed ones are still there");
-    assert_eq!(in_listener(&lbd, "slow"), 5, "none has given up");
-    let answering = full.answer();
+    assert_eq!(lbd.listener("slow")["connections_active"], 5, "those are still connecting");
+    full.accept();
     connecting.iter().for_each(|client| echoes(client).unwrap());
     drop(connecting);
-    answering.end();
     let now = status(&lbd);
     assert_eq!((&now["pid"], &now["upgrades"], &now["generation"]), (&pid, &20.into(), &1.into()));
     drop((idle, shut));
@@ -256,6 +253,37 @@ fn operators_who_wait_are_answered_by_the_program_that_took_over() {
 }
 
 #[test]
+fn gauges_histograms_and_spare_connections_are_as_before() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], "spare_connections: 4, spare_max_idle: 1h"));
+    lbd.await_backend("web/a", "connections_spare", 4);
+    let clients: Vec<Socket> = (0..7).map(|_| connect(lbd.web())).collect();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    (0..30).for_each(|_| drop(exchange(&connect(lbd.web()), 100)));
+    lbd.await_backend("web/a", "connections_active", 7);
+    lbd.await_backend("web/a", "connections_spare", 4);
+    until("the backend has no others", || (a.live() == 11).then_some(()));
+    let (accepted, before) = (a.accepted(), lbd.stats());
+    for _ in 0..3 {
+        upgrade(&lbd);
+        assert_eq!(picture(&lbd.stats()), picture(&before));
+    }
+    assert_eq!((a.accepted(), a.live()), (accepted, 11), "nothing was closed, and nothing opened");
+    echoes(&connect(lbd.web())).unwrap();
+    assert!(lbd.backend("web/a")["connections_total"] == 38);
+    clients.iter().for_each(|client| echoes(client).unwrap());
+}
+
+/// All numbers but those that time alone changes.
+fn picture(stats: &Value) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    walk(stats, String::new(), &mut all);
+    all.retain(|(path, _)| !path.contains("seconds"));
+    assert!(all.iter().any(|(path, n)| path.ends_with("p50_us") && *n > 0), "{all:?}");
+    all
+}
+
+#[test]
 fn a_dry_run_says_what_would_come_of_it_and_changes_nothing() {
     let a = Backend::start(echo);
     let lbd = Lbd::start(&web(&[("a", &a)], ""));
@@ -265,6 +293,15 @@ fn a_dry_run_says_what_would_come_of_it_and_changes_nothing() {
     for part in ["can take over: lbd ", "carried over: sessions: 1", "listening addresses: 1"] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
+    assert!(!said.contains("requests"), "{said}");
+    let mut half = std::os::unix::net::UnixStream::connect(lbd.dir().join("control.sock")).unwrap();
+    half.write_all(b"GET /v1/sta").unwrap();
+    let said = lbd.done(&["upgrade", "--dry-run"]);
+    assert!(said.contains("not carried over: requests to lbd that have come only in part: 1"), "{said}");
+    half.write_all(b"tus HTTP/1.1\r\nhost: lbd\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"upgrades\":0"), "{answer}");
     assert_eq!(status(&lbd)["upgrades"], 0);
 }
 

@@ -2,13 +2,14 @@
 
 use std::process::{Child, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::Socket;
 
-use crate::backend::{Backend, echo};
-use crate::client::{connect, echoes, until};
+use crate::backend::{Backend, echo, silent};
+use crate::client::{PATIENCE, connect, echoes, until};
 use crate::daemon::{Lbd, web};
 use crate::upgrade::{children, hanging, status, upgrade};
 
@@ -105,4 +106,20 @@ fn a_stop_that_is_asked_for_during_an_upgrade_is_a_stop() {
         assert_eq!(lbd.end().code, Some(0));
         upgrading.wait().unwrap();
     }
+}
+
+#[test]
+fn a_backend_that_answers_no_probe_is_down_though_upgrades_come_faster_than_its_timeout() {
+    let (a, b) = (Backend::start(silent), Backend::start(echo));
+    let check = "health_check: { type: tcp, send: \"hello\", expect: \"hello\", interval: 50ms, timeout: 2s, fall: 1 }";
+    let lbd = Lbd::start(&web(&[("a", &a), ("b", &b)], check));
+    lbd.await_backend("web/b", "health", "up");
+    let begun = Instant::now();
+    while lbd.backend("web/a")["health"] != "down" {
+        assert!(begun.elapsed() < PATIENCE, "it never falls");
+        upgrade(&lbd);
+        thread::sleep(Duration::from_millis(250)); // the pace of upgrades; nothing is waited for
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(lbd.backend("web/b")["health"], "up");
 }

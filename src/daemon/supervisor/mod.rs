@@ -221,7 +221,7 @@ impl Supervisor {
             Event::Kept(number, result) if number > self.kept.0 => self.kept = (number, result),
             Event::Kept(..) => {}
             Event::Turned(number) => self.turned(number, out),
-            Event::Checked(ask, result) => self.checked(ask, result, out),
+            Event::Checked(ask, result, begun) => self.checked(ask, result, begun, out),
             Event::Frozen(result) => self.frozen(result, now, out),
             Event::NotHandedOver(why) => self.not_handed_over(&why, out),
             Event::TookOver(how) => self.took_over(how, now, out),

@@ -62,7 +62,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, out: &mut Vec<Action>) {
+    pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, begun: usize, out: &mut Vec<Action>) {
         let Some(upgrading) = self.upgrading.take_if(|upgrading| upgrading.ask == ask) else { return };
         let target = match result {
             Ok(target) => target,
@@ -72,7 +72,7 @@ impl Supervisor {
             return self.refuse_upgrade(ask, "lbd is stopping or reloading", out);
         }
         if upgrading.earnest == Earnest::Tried {
-            return out.push(Action::Answer(ask, self.upgradable(&target)));
+            return out.push(Action::Answer(ask, self.upgradable(&target, begun)));
         }
         info!(by = upgrading.by, "lbd {} is to take over: {}", target.version, target.path.display());
         self.upgrading = Some(Upgrading { target: Some(target), frozen: true, ..upgrading });
@@ -80,7 +80,7 @@ impl Supervisor {
         out.push(Action::Freeze);
     }
 
-    fn upgradable(&self, target: &Target) -> Reply {
+    fn upgradable(&self, target: &Target, begun: usize) -> Reply {
         let spares: u64 = self.cells.backends().map(|cell| u64::from(cell.live.spares())).sum();
         let plural = |n: u64, what: &str| (n > 0).then(|| format!("{what}: {n}"));
         let carried = [
@@ -89,13 +89,16 @@ impl Supervisor {
             Some(format!("listening addresses: {}", self.bound.len())),
             Some("counters, health, operators' decisions, control connections".to_owned()),
         ];
-        let left = plural(self.probing.len() as u64, "probes under way, which are made again");
+        let left = [
+            plural(self.probing.len() as u64, "probes under way, which are made again"),
+            plural(begun as u64, "requests to lbd that have come only in part"),
+        ];
         Reply::Upgradable {
             from: self.facts.version.clone(),
             to: target.version.clone(),
             program: target.path.display().to_string(),
             carried: carried.into_iter().flatten().collect(),
-            left: left.into_iter().collect(),
+            left: left.into_iter().flatten().collect(),
         }
     }
 

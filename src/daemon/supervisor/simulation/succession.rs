@@ -37,14 +37,14 @@ impl World {
         self.ends.unfit += u32::from(!is_fit);
         let result = if is_fit { Ok(target) } else { Err("is a script".into()) };
         let said = self.now + self.chance.millis(2500);
-        self.later(said, Due::Event(Event::Checked(ask, result)));
+        self.later(said, Due::Event(Event::Checked(ask, result, 0)));
     }
 
     /// What it was found to be may be on its way.
     pub(super) fn forget_program(&mut self, ask: AskId) {
         self.ends.forgotten += 1;
         if self.chance.happens(70) {
-            self.due.retain(|_, due| !matches!(due, Due::Event(Event::Checked(of, _)) if *of == ask));
+            self.due.retain(|_, due| !matches!(due, Due::Event(Event::Checked(of, ..)) if *of == ask));
         }
     }
 

@@ -58,7 +58,7 @@ fn carried(actions: Vec<Action>) -> CarriedSupervisor {
 /// Has everything come to the point where the other program would be executed.
 fn handed_over(daemon: &mut Daemon) -> CarriedSupervisor {
     daemon.ask(9, upgrade(Earnest::Done));
-    daemon.on(Event::Checked(AskId(9), fit()));
+    daemon.on(Event::Checked(AskId(9), fit(), 0));
     carried(daemon.on(Event::Frozen(Ok(()))))
 }
 
@@ -73,7 +73,7 @@ fn successor(daemon: &Daemon, carried: CarriedSupervisor) -> Supervisor {
 fn a_program_is_tried_first_and_nothing_is_begun_between_the_freeze_and_the_end_of_it() {
     let mut daemon = Daemon::with(facts(), CHECKED);
     assert_eq!(kinds(&daemon.ask(9, upgrade(Earnest::Done))), ["check"]);
-    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(9), fit()))), ["reloading", "freeze"]);
+    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(9), fit(), 0))), ["reloading", "freeze"]);
     let frozen = daemon.after(Duration::from_secs(5), Event::Frozen(Ok(())));
     assert_eq!(kinds(&frozen), ["hand over"], "though probes are due");
     let back = daemon.on(Event::NotHandedOver("no memory".into()));
@@ -86,10 +86,10 @@ fn a_program_is_tried_first_and_nothing_is_begun_between_the_freeze_and_the_end_
 fn an_upgrade_that_is_refused_says_why_and_leaves_systemd_with_a_service_that_is_ready() {
     let mut daemon = Daemon::with(facts(), CHECKED);
     daemon.ask(9, upgrade(Earnest::Done));
-    let refused = daemon.on(Event::Checked(AskId(9), Err("is a script".into())));
+    let refused = daemon.on(Event::Checked(AskId(9), Err("is a script".into()), 0));
     assert!(refusal(&refused).is_some_and(|why| why.contains("is a script")) && !kinds(&refused).contains(&"freeze"));
     daemon.ask(10, upgrade(Earnest::Done));
-    daemon.on(Event::Checked(AskId(10), fit()));
+    daemon.on(Event::Checked(AskId(10), fit(), 0));
     let late = daemon.on(Event::Frozen(Err("worker 1 is late".into())));
     assert!(refusal(&late).is_some_and(|why| why.contains("worker 1 is late")));
     assert!(kinds(&late).contains(&"ready"), "{late:?}");
@@ -100,13 +100,13 @@ fn a_dry_run_and_one_whose_asker_has_gone_do_nothing() {
     let mut daemon = Daemon::with(facts(), CHECKED);
     daemon.hold_session();
     daemon.ask(9, upgrade(Earnest::Tried));
-    let tried = daemon.on(Event::Checked(AskId(9), fit()));
+    let tried = daemon.on(Event::Checked(AskId(9), fit(), 0));
     let [(9, Reply::Upgradable { from, to, carried, .. })] = &answers(&tried)[..] else { panic!("{tried:?}") };
     assert_eq!((from.as_str(), to.as_str(), carried[0].as_str()), ("1", "2", "sessions: 1"));
     daemon.ask(10, upgrade(Earnest::Done));
     assert_eq!(kinds(&daemon.on(Event::AskerGone(AskId(10)))), ["forget"]);
     assert_eq!(kinds(&daemon.ask(11, upgrade(Earnest::Tried))), ["check"], "they are in nobody's way");
-    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(10), fit()))), [""; 0]);
+    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(10), fit(), 0))), [""; 0]);
 }
 
 #[test]
@@ -114,20 +114,20 @@ fn it_is_refused_beside_another_one_in_a_demo_while_it_stops_and_to_those_who_ma
     let mut daemon = Daemon::with(facts(), CHECKED);
     daemon.ask(9, upgrade(Earnest::Tried));
     assert!(refusal(&daemon.ask(10, upgrade(Earnest::Done))).is_some_and(|why| why.contains("under way")));
-    daemon.on(Event::Checked(AskId(9), fit()));
+    daemon.on(Event::Checked(AskId(9), fit(), 0));
     for (uid, may) in [(0, true), (7, true), (8, false)] {
         let program = Some("/tmp/lbd".into());
         let asked = Request::Upgrade(Upgrade { program, earnest: Earnest::Tried });
         let actions = daemon.on(Event::Asked(AskId(11), asked, Peer { uid, user: None }));
         assert_eq!(refusal(&actions).is_none(), may, "{uid}");
-        daemon.on(Event::Checked(AskId(11), fit()));
+        daemon.on(Event::Checked(AskId(11), fit(), 0));
     }
     let mut demo = Daemon::with(Facts { config_path: None, ..facts() }, CHECKED);
     assert!(refusal(&demo.ask(9, upgrade(Earnest::Done))).is_some_and(|why| why.contains("demo")));
     daemon.hold_session();
     daemon.ask(12, upgrade(Earnest::Done));
     daemon.on(Event::StopAsked);
-    let stopping = daemon.on(Event::Checked(AskId(12), fit()));
+    let stopping = daemon.on(Event::Checked(AskId(12), fit(), 0));
     assert!(refusal(&stopping).is_some() && !kinds(&stopping).contains(&"freeze"));
 }
 

@@ -253,9 +253,12 @@ pub fn answer_late(mut connection: &std::os::unix::net::UnixStream, reply: &Repl
 }
 
 /// Whether the client of such a request has gone.
-pub fn has_gone(connection: &std::os::unix::net::UnixStream) -> bool {
+pub fn has_gone(connection: RawFd) -> bool {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    !matches!(recv(connection.as_raw_fd(), &mut [0], flags), Err(nix::Error::EAGAIN))
+    match recv(connection, &mut [0], flags) {
+        Ok(bytes) => bytes == 0,
+        Err(e) => e != nix::Error::EAGAIN,
+    }
 }
 
 fn refusal(status: StatusCode, message: impl Into<String>) -> Answer {

@@ -66,8 +66,9 @@ impl Asker {
     /// Whether nobody is there any more.
     pub fn has_gone(&self) -> bool {
         match self {
-            Self::Here(answer, _) => answer.is_closed(),
-            Self::Late(connection) => has_gone(connection),
+            // The server may not have noticed yet.
+            Self::Here(answer, connection) => answer.is_closed() || has_gone(*connection),
+            Self::Late(connection) => has_gone(connection.as_raw_fd()),
         }
     }
 

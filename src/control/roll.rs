@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 enum Stage {
     /// It has asked nothing yet.
     Silent,
+    /// It has begun to: bytes of its request have been read, which nobody else will see.
+    Begun,
     /// It waits for the supervisor.
     Asking,
     /// It is being answered.
@@ -52,13 +54,19 @@ impl Roll {
         self.open().iter().filter(|(_, stage)| **stage == Stage::Silent).map(|(fd, _)| *fd).collect()
     }
 
-    /// Whether a request is on its way to the supervisor, which has those of `known`, or an answer on its way out.
+    /// Whether a request is on its way here or to the supervisor, which has those of `known`, or an answer on its way out.
     pub fn is_in_transit(&self, known: impl Fn(RawFd) -> bool) -> bool {
         self.open().iter().any(|(connection, stage)| match stage {
             Stage::Silent => false,
+            Stage::Begun => true,
             Stage::Asking => !known(*connection),
             Stage::Answered => true,
         })
+    }
+
+    /// How many have sent their request in part.
+    pub fn begun(&self) -> usize {
+        self.open().values().filter(|stage| **stage == Stage::Begun).count()
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<RawFd, Stage>> {
@@ -70,6 +78,12 @@ impl Entry {
     /// Which connection.
     pub(super) fn connection(&self) -> RawFd {
         self.connection
+    }
+
+    pub(super) fn begins(&self) {
+        if let Some(stage @ Stage::Silent) = self.roll.open().get_mut(&self.connection) {
+            *stage = Stage::Begun;
+        }
     }
 
     pub(super) fn asks(&self) {

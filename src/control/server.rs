@@ -25,6 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::noted::Noted;
 use super::roll::{Entry, Roll};
 use super::{Reply, Request, Unroutable, parse};
 
@@ -168,7 +169,7 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.request)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Noted::new(stream, Arc::clone(&entry))), service);
 
     let mut connection = pin!(connection);
     tokio::select! {
@@ -252,9 +253,12 @@ pub fn answer_late(mut connection: &std::os::unix::net::UnixStream, reply: &Repl
 }
 
 /// Whether the client of such a request has gone.
-pub fn has_gone(connection: &std::os::unix::net::UnixStream) -> bool {
+pub fn has_gone(connection: RawFd) -> bool {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    !matches!(recv(connection.as_raw_fd(), &mut [0], flags), Err(nix::Error::EAGAIN))
+    match recv(connection, &mut [0], flags) {
+        Ok(bytes) => bytes == 0,
+        Err(e) => e != nix::Error::EAGAIN,
+    }
 }
 
 fn refusal(status: StatusCode, message: impl Into<String>) -> Answer {

@@ -42,6 +42,8 @@ pub enum Action {
     AskJob,
     /// Find out whether a program can take over (`None`: the one at this program's place); answered by `Checked`.
     CheckTarget(AskId, Option<PathBuf>),
+    /// Who asked for that has gone: give it up; nothing is answered.
+    ForgetTarget(AskId),
     /// Have every worker come to a safe point and stay there; answered by `Frozen`.
     Freeze,
     /// Have a program take over, with all that the workers have and this. Answered by `NotHandedOver`, where it is answered.

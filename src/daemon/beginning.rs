@@ -1,6 +1,6 @@
 //! What the daemon begins with: nothing but its file, or all that another program has left in whose place it was executed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::thread;
@@ -17,6 +17,7 @@ use crate::control::{Place, Roll, socket};
 use crate::proxy::carry::{CarriedWorker, recall, share_out};
 use crate::proxy::{Setup, Worker};
 use crate::snapshot::Cells;
+use crate::words::Address;
 
 /// What is there before there are workers.
 pub struct Origin {
@@ -35,7 +36,8 @@ pub struct Origin {
 /// What a predecessor has left that is not made into workers yet.
 pub struct Left {
     workers: Vec<CarriedWorker>,
-    doors: std::collections::BTreeMap<crate::words::Address, usize>,
+    /// Which of them have a listening socket, by address as asked for.
+    doors: BTreeMap<Address, BTreeSet<usize>>,
     settlement: Settlement,
 }
 
@@ -62,10 +64,11 @@ pub fn anew(start: &mut Start, facts: Facts, kept: Vec<Decision>) -> Result<Orig
 
 /// A daemon that goes on where another program was.
 pub fn inherited(heritage: Heritage, config: &Config, facts: Facts) -> Result<Origin, Broken> {
-    let (seen, doors) = (heritage.seen.clone(), heritage.doors());
+    let seen = heritage.seen.clone();
     let (belongings, workers, settlement) = heritage.take()?;
     let Belongings { supervisor: carried, sockets, control, control_door, roll, askers, installed, asked } = belongings;
     let workers = share_out(workers, facts.workers);
+    let doors = doors(&workers);
     let mut cells = Cells::inherit(&carried.cells, facts.workers).map_err(or_back)?;
     recall(&workers, &mut cells);
     let now = now();
@@ -73,6 +76,14 @@ pub fn inherited(heritage: Heritage, config: &Config, facts: Facts) -> Result<Or
     let answers = askers.into_iter().collect();
     let left = Some(Left { workers, doors, settlement });
     Ok(Origin { supervisor, sockets, control, control_door, roll, answers, asked, installed, seen, left })
+}
+
+fn doors(workers: &[CarriedWorker]) -> BTreeMap<Address, BTreeSet<usize>> {
+    let mut doors: BTreeMap<Address, BTreeSet<usize>> = BTreeMap::new();
+    for (n, door) in workers.iter().enumerate().flat_map(|(n, worker)| worker.doors.iter().map(move |door| (n, door))) {
+        doors.entry(door.address.0.clone()).or_default().insert(n);
+    }
+    doors
 }
 
 impl Left {

@@ -16,6 +16,9 @@ use crate::proxy::{self, Command, Inbox, Line, Worker};
 /// How often it is looked whether all is done that workers do beside serving.
 const LOOK: Duration = Duration::from_micros(200);
 
+/// How long workers may take to undo what was done for an exec that did not come.
+const UNMARK: Duration = Duration::from_millis(50);
+
 /// Where workers that have parked are given back while somebody waits for them.
 type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
 
@@ -80,11 +83,8 @@ impl Crew {
     /// Has all that the workers have survive an exec, so that little of this is left for the time when they stand still. They
     /// serve meanwhile; whoever is late does the rest then.
     pub fn keep_on_exec(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
         self.lines.iter().for_each(|line| told(line, OnExec::Keep));
-        while !self.lines.iter().all(Line::is_marked) && Instant::now() < deadline {
-            thread::sleep(LOOK);
-        }
+        self.await_marks(patience);
     }
 
     /// Puts those to work again that have parked.
@@ -93,8 +93,24 @@ impl Crew {
         self.close_on_exec();
     }
 
+    /// Waits for it too, for whatever child comes next would inherit clients' sockets; a worker that hangs is not waited for long.
     fn close_on_exec(&self) {
         self.lines.iter().for_each(|line| told(line, OnExec::Close));
+        self.await_marks(UNMARK);
+    }
+
+    /// Whether all that they were told of it is done. Before that a child would inherit clients' sockets, and keep them open
+    /// for as long as it runs.
+    pub fn is_marked(&self) -> bool {
+        self.lines.iter().all(Line::is_marked)
+    }
+
+    /// Waits until it is, while they serve; not for ever.
+    pub fn await_marks(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !self.is_marked() && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
     }
 
     /// Has all of them park, and takes them. All or none.

@@ -3,13 +3,16 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tracing::{error, warn};
 
 use super::action::{Action, Doors, Exit, Notice};
@@ -63,8 +66,9 @@ impl Asker {
     /// Whether nobody is there any more.
     pub fn has_gone(&self) -> bool {
         match self {
-            Self::Here(answer, _) => answer.is_closed(),
-            Self::Late(connection) => has_gone(connection),
+            // The server may not have noticed yet.
+            Self::Here(answer, connection) => answer.is_closed() || has_gone(*connection),
+            Self::Late(connection) => has_gone(connection.as_raw_fd()),
         }
     }
 
@@ -109,6 +113,8 @@ pub struct Effects {
     pub connected: (Roll, RawFd),
     /// Where the news of a program that was tried come in.
     pub checked: mpsc::Sender<(AskId, Result<Target, String>)>,
+    /// For whom a program is being tried.
+    pub trying: Option<(AskId, AbortHandle)>,
     /// The program that this process was started from, as the operator knows it.
     pub installed: PathBuf,
     /// What the process may have.
@@ -161,6 +167,7 @@ impl Effects {
                 }
             }
             Action::CheckTarget(ask, program) => self.check_target(ask, program),
+            Action::ForgetTarget(ask) => self.forget_target(ask),
             Action::Freeze => events.push_back(Event::Frozen(self.freeze())),
             Action::HandOver(target, supervisor) => {
                 let why = self.hand_over(&target, *supervisor);
@@ -280,6 +287,22 @@ impl Effects {
         let gone: Vec<AskId> = self.answers.iter().filter(|(_, a)| a.has_gone()).map(|(id, _)| *id).collect();
         gone.iter().for_each(|id| drop(self.answers.remove(id)));
         gone
+    }
+
+    /// Waits until one of them has gone. Nothing tells of those who wait since before this program took over: they are looked for
+    /// after each event.
+    pub async fn somebody_goes(&mut self) {
+        let asking = &mut self.answers;
+        poll_fn(|cx| {
+            let mut any = false;
+            for asker in asking.values_mut() {
+                if let Asker::Here(answer, _) = asker {
+                    any |= answer.poll_closed(cx).is_ready(); // each is to wake us
+                }
+            }
+            if any { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Leaves nothing behind in the file system.

@@ -127,8 +127,8 @@ pub enum Event {
     Kept(u64, Result<(), String>),
     /// Every worker has turned since it was asked to for at least this time.
     Turned(u64),
-    /// A program was tried: it can take over, or cannot for this reason.
-    Checked(AskId, Result<Target, String>),
+    /// A program was tried: it can take over, or cannot for this reason. So many requests of operators have come only in part.
+    Checked(AskId, Result<Target, String>, usize),
     /// Every worker has come to a safe point and is kept there; or they all work on, for this reason.
     Frozen(Result<(), String>),
     /// The program that was to take over was not executed, for this reason; the workers work on.

@@ -3,6 +3,7 @@
 
 pub mod action;
 mod beginning;
+pub mod children;
 pub mod crew;
 pub mod demo;
 pub mod effects;
@@ -104,16 +105,23 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     let mut events = VecDeque::from([first]);
     let mut ready = Some(ready);
     let exit = loop {
-        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut events) {
+        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut sources, &mut events) {
             break exit;
         }
         if let Some(ready) = ready.take() {
             ready(&Ready { listening: &effects.sockets.addresses(), control: effects.control.path() });
         }
         let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + IDLE);
-        events.push_back(sources.next(&mut effects, deadline).await);
+        let next = sources.next(&mut effects, deadline).await;
         events.extend(effects.turned());
-        events.extend(effects.gone().into_iter().map(Event::AskerGone));
+        // Who has gone is not in the way of who comes; but who comes and goes has come first.
+        let (late, gone): (Vec<_>, Vec<_>) = effects
+            .gone()
+            .into_iter()
+            .partition(|gone| matches!(&next, Some(Event::Asked(asked, ..)) if gone == asked));
+        events.extend(gone.into_iter().map(Event::AskerGone));
+        events.extend(next);
+        events.extend(late.into_iter().map(Event::AskerGone));
     };
     drop(sources); // the server writes the last answers, then returns
     effects.answers.clear(); // who waits still is told that lbd stopped
@@ -220,6 +228,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         answers,
         connected,
         checked: checked_sender,
+        trying: None,
         installed,
         limits: Arc::clone(&limits),
         asked,
@@ -276,9 +285,11 @@ struct Sources {
 }
 
 impl Sources {
-    /// Waits for whatever happens first, until `deadline` at the latest.
-    async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Event {
+    /// Waits for whatever happens first, until `deadline` at the latest. `None`: an operator has gone.
+    async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Option<Event> {
         loop {
+            // Who asked has gone meanwhile: what was found out must not be in the way of what others ask for.
+            self.held.take_if(|((ask, _), _)| !effects.is_trying_for(*ask));
             if self.held.is_none() && std::mem::take(&mut self.signals_held) {
                 signals::take_again(); // nothing was executed
             }
@@ -289,14 +300,15 @@ impl Sources {
                     continue;
                 }
                 if let Some(signal) = self.signals.now().await {
-                    return asked_by(signal); // it counts first
+                    return Some(asked_by(signal)); // it counts first
                 }
                 if let Some(((ask, result), _)) = self.held.take() {
-                    return Event::Checked(ask, result);
+                    return Some(Event::Checked(ask, result, effects.connected.0.begun()));
                 }
             }
             let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
-            return tokio::select! {
+            return Some(tokio::select! {
+                () = effects.somebody_goes() => return None,
                 Some(asked) = self.asks.recv() => {
                     effects.asked += 1;
                     let ask = AskId(effects.asked);
@@ -309,23 +321,23 @@ impl Sources {
                     Event::Kept(number, result)
                 }
                 Some(job) = self.job.recv() => Event::JobKnown(job),
-                Some(checked) = self.checked.recv() => {
+                Some(checked) = self.checked.recv(), if self.held.is_none() => {
                     self.held = Some((checked, Instant::now() + LATEST));
                     continue;
                 }
                 Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
                 () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-                Some(probed) = self.probes.recv() => match probed.result {
-                    Ok(_) => Event::Probed(probed.key, Ok(())),
-                    Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
-                    Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
-                },
-                Some(Outcome::DialFailed(backend)) = self.outcomes.recv() => {
-                    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
-                }
+                Some(probed) = self.probes.recv() => told_by_probe(probed),
+                Some(outcome) = self.outcomes.recv() => told_by_worker(&outcome),
                 () = sleep_until(deadline.into()) => Event::Tick,
-            };
+            });
         }
+    }
+
+    /// What probes and workers have told and nobody has heard yet; the workers stand still.
+    fn arrived(&mut self) -> Option<Event> {
+        let outcome = |outcomes: &mut mpsc::Receiver<Outcome>| Some(told_by_worker(&outcomes.try_recv().ok()?));
+        self.probes.try_recv().ok().map(told_by_probe).or_else(|| outcome(&mut self.outcomes))
     }
 
     /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
@@ -334,9 +346,21 @@ impl Sources {
         let Some((_, latest)) = self.held else { return false };
         let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
         let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
-        let is_quiet = !in_transit && !unit::is_being_asked();
+        let is_quiet = !in_transit && !children::are_under_way();
         is_quiet || latest <= Instant::now()
     }
+}
+
+fn told_by_probe(probed: Probed<BackendKey>) -> Event {
+    match probed.result {
+        Ok(_) => Event::Probed(probed.key, Ok(())),
+        Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
+        Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
+    }
+}
+
+fn told_by_worker(Outcome::DialFailed(backend): &Outcome) -> Event {
+    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
 }
 
 fn asked_by(signal: signals::Asked) -> Event {
@@ -350,8 +374,20 @@ fn asked_by(signal: signals::Asked) -> Event {
 type Checked = (AskId, Result<upgrade::Target, String>);
 
 /// Has the supervisor decide on everything that has happened, and performs it.
-fn digest(supervisor: &mut Supervisor, effects: &mut Effects, events: &mut VecDeque<Event>) -> Option<Exit> {
+fn digest(
+    supervisor: &mut Supervisor,
+    effects: &mut Effects,
+    sources: &mut Sources,
+    events: &mut VecDeque<Event>,
+) -> Option<Exit> {
     while let Some(event) = events.pop_front() {
+        if matches!(event, Event::Frozen(_))
+            && let Some(earlier) = sources.arrived()
+        {
+            events.push_front(event);
+            events.push_front(earlier); // what nobody has read when another program is executed is lost
+            continue;
+        }
         for action in supervisor.handle(now(), event) {
             if let Some(exit) = effects.perform(action, events) {
                 return Some(exit);

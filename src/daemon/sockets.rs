@@ -110,22 +110,30 @@ impl Sockets {
         Ok(Self { held, turn: carried.turn, tidied, ..Self::new(inherited) })
     }
 
-    /// Binds what is missing where there are more workers than a predecessor had. `there` are the sockets there are, by
-    /// address as asked for. Where one more is refused, clients are served by those that have one.
-    pub fn bind_further(&mut self, there: &BTreeMap<Address, usize>, workers: usize, systemd: &Notifier) {
+    /// Binds what is missing where there are more workers than a predecessor had. `there` tells, by address as asked for, which
+    /// workers have a socket. Where one more is refused, clients are served by those that have one.
+    pub fn bind_further(&mut self, there: &BTreeMap<Address, BTreeSet<usize>>, workers: usize, systemd: &Notifier) {
         self.further = (0..workers).map(|_| Vec::new()).collect();
         for (asked, held) in self.held.iter_mut().filter(|(asked, held)| matches!(asked, Address::Ip(_)) && !held.lent)
         {
-            let count = there.get(asked).copied().unwrap_or(0);
-            if count == 0 || count >= workers {
+            let Some(have) = there.get(asked) else { continue };
+            let without: Vec<usize> = (0..workers).filter(|worker| !have.contains(worker)).collect();
+            if without.is_empty() {
                 continue;
             }
             let known = [held.actual.clone()];
-            let Ok(Bound { sockets, .. }) = proxy::bind(&held.actual, workers - count, &known) else { continue };
+            let sockets = match proxy::bind(&held.actual, without.len(), &known) {
+                Ok(Bound { sockets, .. }) => sockets,
+                Err(e) => {
+                    let workers = without.len();
+                    warn!(address = %held.actual, workers, "not every worker accepts here: no socket more can be had ({e})");
+                    continue;
+                }
+            };
             keep(systemd, asked, &held.actual, &sockets);
             held.stored.insert(store_name(asked));
             held.ours += sockets.len();
-            for (worker, socket) in (count..).zip(sockets) {
+            for (worker, socket) in without.into_iter().zip(sockets) {
                 self.further[worker].push((asked.clone(), socket));
             }
         }

@@ -1,18 +1,20 @@
 //! Asks systemd what it has in mind with our own unit, through a short-lived `systemctl`: it knows how to reach the manager as
 //! whom, and a manager that hangs holds up nobody here. An unprivileged service may ask all of this.
 
-use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use super::children;
 use super::event::{Job, Queues};
 
 /// How long an answer may take: the stop waits for it.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// How long one may take whatever is made of it.
+const LONGEST: Duration = Duration::from_secs(3);
 
 /// When to ask again where the one who asked was killed.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -67,38 +69,14 @@ pub async fn store_room() -> Option<usize> {
 const JOBS: [&str; 3] = ["list-jobs", "--no-legend", "--plain"];
 const STORE: [&str; 2] = ["show", "--property=FileDescriptorStoreMax,NFileDescriptorStore"];
 
-/// How many are being asked right now. A child is its parent's, and not a successor's that was executed in its place.
-static ASKING: AtomicU32 = AtomicU32::new(0);
-
-/// Whether a child of ours is under way to systemd.
-pub fn is_being_asked() -> bool {
-    ASKING.load(SeqCst) > 0
-}
-
-struct Asking;
-
-impl Asking {
-    fn begins() -> Self {
-        ASKING.fetch_add(1, SeqCst);
-        Self
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        ASKING.fetch_sub(1, SeqCst);
-    }
-}
-
 async fn ask(unit: &Unit, what: &[&str]) -> Option<String> {
-    let _asking = Asking::begins();
-    let mut systemctl = Command::new("systemctl");
-    systemctl.args(unit.of_user.then_some("--user")).arg("--no-pager").args(what).arg("--").arg(&unit.name);
-    systemctl.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     loop {
-        let output = systemctl.output().await.ok()?;
-        match output.status.code() {
-            Some(0) => return Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        let mut systemctl = Command::new("systemctl");
+        systemctl.args(unit.of_user.then_some("--user")).arg("--no-pager").args(what).arg("--").arg(&unit.name);
+        systemctl.env_remove("NOTIFY_SOCKET");
+        let ended = children::run(systemctl, Vec::new(), LONGEST).await.ok()?;
+        match ended.status.code() {
+            Some(0) => return Some(String::from_utf8_lossy(&ended.out).into_owned()),
             Some(_) => return None,
             // With KillMode=control-group the signal that stops us is for every process of the unit, this one too.
             None => sleep(AGAIN).await,

@@ -153,6 +153,49 @@ impl Drop for Backend {
     }
 }
 
+/// Listens, but its queue is full: a connect to it neither succeeds nor fails.
+pub struct Full {
+    pub address: String,
+    listener: Arc<Socket>,
+    _sockets: Vec<Socket>,
+}
+
+impl Full {
+    pub fn new() -> Self {
+        let stream = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let listener = stream();
+        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let at = listener.local_addr().unwrap();
+        let (address, listener) = (at.as_socket().unwrap().to_string(), Arc::new(listener));
+        let mut sockets = Vec::new();
+        loop {
+            let client = stream();
+            let taken = client.connect_timeout(&at, Duration::from_millis(50)).is_ok();
+            sockets.push(client);
+            if !taken {
+                return Self { address, listener, _sockets: sockets };
+            }
+        }
+    }
+
+    /// From now on it accepts, and echoes.
+    pub fn accept(&self) {
+        let listener = Arc::clone(&self.listener);
+        thread::spawn(move || {
+            while let Ok((socket, _)) = listener.accept() {
+                thread::spawn(move || echo(socket));
+            }
+        });
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        let _ = self.listener.shutdown(Shutdown::Both); // ends the accept
+    }
+}
+
 fn listen(at: &SockAddr) -> io::Result<Socket> {
     let socket = bind(at)?;
     socket.listen(1024)?;

@@ -83,7 +83,7 @@ impl Lbd {
                 to.changed.notify_all();
             }
         });
-        let upgrading = Upgrading::as_asked(dir.path());
+        let upgrading = Upgrading::as_asked(dir.path(), child.id(), &log);
         Self { child, dir, log, reader: Some(reader), upgrading }
     }
 
@@ -200,11 +200,16 @@ impl Lbd {
 
     /// Waits until it has said this; returns the line.
     pub fn await_log(&self, text: &str) -> String {
+        self.await_log_times(text, 1)
+    }
+
+    /// The same so many times; returns the last line.
+    pub fn await_log_times(&self, text: &str, times: usize) -> String {
         let lines = self.log.lines.lock().unwrap();
-        let unsaid = |lines: &mut Vec<String>| !lines.iter().any(|line| line.contains(text));
+        let unsaid = |lines: &mut Vec<String>| lines.iter().filter(|line| line.contains(text)).count() < times;
         let (lines, waited) = self.log.changed.wait_timeout_while(lines, PATIENCE, unsaid).unwrap();
         assert!(!waited.timed_out(), "no {text:?} in the log:\n{}", lines.join("\n"));
-        lines.iter().find(|line| line.contains(text)).unwrap().clone()
+        lines.iter().filter(|line| line.contains(text)).nth(times - 1).unwrap().clone()
     }
 
     /// Takes descriptors away from it, or gives them back.
@@ -243,42 +248,97 @@ impl Drop for Lbd {
     }
 }
 
-/// Another lbd takes over again and again while the test runs: `LBD_TEST_UPGRADE=1` makes it every second, in every test but
-/// those that are about it.
+/// How long nothing happens between two upgrades that are made beside the tests.
+const BESIDE: Duration = Duration::from_millis(150);
+
+/// Another lbd takes over again and again while the test runs: `LBD_TEST_UPGRADE=1` has that done in every test but those that are
+/// about it, as soon as it serves and then each 0.15 s; another number is that many seconds.
 struct Upgrading {
     stop: Sender<()>,
-    thread: JoinHandle<Vec<String>>,
+    thread: JoinHandle<(usize, Vec<String>)>,
+    of: Upgraded,
+}
+
+/// Whom they are made of.
+#[derive(Clone)]
+struct Upgraded {
+    socket: PathBuf,
+    pid: u32,
+    log: Arc<Log>,
 }
 
 impl Upgrading {
-    fn as_asked(dir: &Path) -> Option<Self> {
-        let seconds = std::env::var("LBD_TEST_UPGRADE").ok()?.parse().unwrap();
-        let every = Duration::from_secs_f64(seconds);
+    fn as_asked(dir: &Path, pid: u32, log: &Arc<Log>) -> Option<Self> {
+        let every = match std::env::var("LBD_TEST_UPGRADE").ok()?.as_str() {
+            "1" => BESIDE,
+            seconds => Duration::from_secs_f64(seconds.parse().unwrap()),
+        };
         if thread::current().name().is_some_and(|test| test.contains("upgrade")) {
             return None; // it makes its own
         }
-        let socket = dir.join("control.sock");
+        let of = Upgraded { socket: dir.join("control.sock"), pid, log: Arc::clone(log) };
         let (stop, stopped) = channel();
+        let lbd = of.clone();
         let thread = thread::spawn(move || {
-            let mut refused = Vec::new();
-            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                let mut lbctl = Command::new(env!("CARGO_BIN_EXE_lbctl"));
-                let ran = ran(lbctl.arg("upgrade").env("LBD_SOCKET", &socket).stdin(Stdio::null()).output().unwrap());
-                // It may not have begun, be about to end, or be what the test is about.
-                let usual = ["starting or stopping", "under way", "broke off", "no lbd listens", "another connection"];
-                if ran.code != Some(0) && !usual.iter().any(|why| ran.err.contains(why)) {
-                    refused.push(ran.err);
+            let (mut upgrades, mut refused) = (0, Vec::new());
+            loop {
+                if lbd.is_ending() {
+                    return (upgrades, refused); // another may be at its socket by now
+                }
+                let is_beginning = lbd.is_beginning();
+                match lbd.upgrade() {
+                    Ok(()) => upgrades += 1,
+                    Err(_) if is_beginning || lbd.is_ending() => {}
+                    // By design: beside a reload, and where the test takes descriptors away.
+                    Err(why) if ["stopping or reloading", "(os error 24)"].iter().any(|usual| why.contains(usual)) => {}
+                    Err(why) => refused.push(why),
+                }
+                let wait = if upgrades == 0 { every.min(Duration::from_millis(5)) } else { every };
+                if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                    return (upgrades, refused);
                 }
             }
-            refused
         });
-        Some(Self { stop, thread })
+        Some(Self { stop, thread, of })
     }
 
-    /// Ends it; returns what went wrong.
+    /// Ends it, after one at least; returns what went wrong.
     fn end(self) -> Vec<String> {
         drop(self.stop);
-        self.thread.join().unwrap()
+        let (upgrades, mut refused) = self.thread.join().unwrap();
+        let lbd = self.of;
+        // It may have been too short for one, or have ended.
+        if upgrades == 0
+            && !lbd.is_beginning()
+            && !lbd.is_ending()
+            && let Err(why) = lbd.upgrade()
+            && !lbd.is_ending()
+        {
+            refused.push(why);
+        }
+        refused
+    }
+}
+
+impl Upgraded {
+    fn upgrade(&self) -> Result<(), String> {
+        let mut lbctl = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+        let ran = ran(lbctl.arg("upgrade").env("LBD_SOCKET", &self.socket).stdin(Stdio::null()).output().unwrap());
+        if ran.code == Some(0) { Ok(()) } else { Err(ran.err) }
+    }
+
+    fn has_said(&self, text: &str) -> bool {
+        let lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().any(|line| line.contains(text))
+    }
+
+    fn is_beginning(&self) -> bool {
+        !self.has_said("serving;")
+    }
+
+    fn is_ending(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ") || self.has_said("stopping")
     }
 }
 

@@ -24,4 +24,5 @@ mod starting;
 mod stopping;
 mod timeouts;
 mod upgrade;
+mod upgrade_interrupted;
 mod way_back;

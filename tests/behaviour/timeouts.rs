@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::backend::{Backend, echo, named, silent};
+use crate::backend::{Backend, Full, echo, named, silent};
 use crate::client::{End, connect, echoes, end_of, until, who};
 use crate::daemon::{Lbd, web, web_of};
 
@@ -125,30 +125,4 @@ fn a_session_takes_the_timeouts_of_a_reload() {
     until("it is counted", || {
         (lbd.listener("web")["ended"] == serde_json::json!({ "client_timeout": 1 })).then_some(())
     });
-}
-
-/// Listens, but its queue is full: a connect to it neither succeeds nor fails.
-struct Full {
-    address: String,
-    _sockets: Vec<Socket>,
-}
-
-impl Full {
-    fn new() -> Self {
-        use socket2::{Domain, Type};
-        let stream = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let listener = stream();
-        listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
-        listener.listen(0).unwrap();
-        let at = listener.local_addr().unwrap();
-        let mut sockets = vec![listener];
-        loop {
-            let client = stream();
-            let taken = client.connect_timeout(&at, Duration::from_millis(50)).is_ok();
-            sockets.push(client);
-            if !taken {
-                return Self { address: at.as_socket().unwrap().to_string(), _sockets: sockets };
-            }
-        }
-    }
 }

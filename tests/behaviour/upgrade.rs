@@ -3,10 +3,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 
@@ -14,7 +13,7 @@ use nix::sys::ptrace;
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::backend::{Backend, counting, echo, named, silent};
+use crate::backend::{Backend, Full, counting, echo, named, silent};
 use crate::client::{connect, echoes, exchange, receive_pattern, send_pattern, until, who};
 use crate::daemon::{Lbd, lbd_command, web, web_of};
 use crate::load::Load;
@@ -37,7 +36,7 @@ fn walk(value: &Value, path: String, all: &mut Vec<(String, u64)>) {
     }
 }
 
-fn upgrade(lbd: &Lbd) -> Value {
+pub fn upgrade(lbd: &Lbd) -> Value {
     serde_json::from_str(&lbd.done(&["--json", "upgrade"])).unwrap()
 }
 
@@ -45,7 +44,7 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-fn status(lbd: &Lbd) -> Value {
+pub fn status(lbd: &Lbd) -> Value {
     serde_json::from_str(&lbd.done(&["--json", "status"])).unwrap()
 }
 
@@ -53,13 +52,15 @@ fn status(lbd: &Lbd) -> Value {
 fn twenty_upgrades_under_load_are_noticed_by_nobody() {
     const BULK: usize = 24 << 20;
     let (a, b, c, d) = (Backend::start(echo), Backend::start(echo), Backend::start(counting), Backend::start(silent));
+    let full = Full::new();
     let lbd = Lbd::start(&format!(
         "listeners:\n  web: {{ bind: \"127.0.0.1:0\", pool: web }}\n  count: {{ bind: \"127.0.0.2:0\", pool: count }}\n  \
-         quiet: {{ bind: \"127.0.0.3:0\", pool: quiet }}\n\
+         quiet: {{ bind: \"127.0.0.3:0\", pool: quiet }}\n  slow: {{ bind: \"127.0.0.4:0\", pool: slow }}\n\
          pools:\n  web: {{ backends: {{ a: \"{}\", b: \"{}\" }}, health_check: {{ type: tcp, interval: 50ms }} }}\n  \
-         count: {{ backends: {{ c: \"{}\" }} }}\n  quiet: {{ backends: {{ d: \"{}\" }} }}\n\
+         count: {{ backends: {{ c: \"{}\" }} }}\n  quiet: {{ backends: {{ d: \"{}\" }} }}\n  \
+         slow: {{ backends: {{ e: \"{}\" }}, connect_timeout: 60s }}\n\
          process: {{ workers: 2 }}\n",
-        a.address, b.address, c.address, d.address
+        a.address, b.address, c.address, d.address, full.address
     ));
     let (to, pid) = (lbd.web(), status(&lbd)["pid"].clone());
     let idle: Vec<Socket> = (0..50).map(|_| connect(to)).collect();
@@ -75,7 +76,12 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
     let exchanging = thread::spawn(move || exchange(&bulk, BULK));
 
     let (mut before, mut open_files) = (counters(&lbd.stats()), None);
+    let mut connecting: Vec<Socket> = Vec::new();
     for n in 1..=20 {
+        if n == 18 {
+            connecting.extend((0..5).map(|_| connect(lbd.address("slow"))));
+            until("they wait for the backend", || (lbd.listener("slow")["connections_active"] == 5).then_some(()));
+        }
         let answer = upgrade(&lbd);
         assert_eq!((&answer["answer"], &answer["upgrades"]), (&"upgraded".into(), &n.into()), "{answer}");
         assert!(answer["sessions"].as_u64().unwrap() >= 60, "{answer}");
@@ -101,6 +107,10 @@ fn twenty_upgrades_under_load_are_noticed_by_nobody() {
         assert_eq!(answer, "1000");
     }
     assert_eq!(d.live(), shut.len(), "the half-closed ones are still there");
+    assert_eq!(lbd.listener("slow")["connections_active"], 5, "those are still connecting");
+    full.accept();
+    connecting.iter().for_each(|client| echoes(client).unwrap());
+    drop(connecting);
     let now = status(&lbd);
     assert_eq!((&now["pid"], &now["upgrades"], &now["generation"]), (&pid, &20.into(), &1.into()));
     drop((idle, shut));
@@ -157,17 +167,46 @@ fn the_number_of_workers_may_change_and_the_file_is_what_says_so() {
     let clients: Vec<Socket> = (0..20).map(|_| connect(to)).collect();
     clients.iter().for_each(|client| echoes(client).unwrap());
     let load = Load::start(to, 3);
-    for workers in [2, 1, 3, 2] {
+    for workers in [2, 1, 2, 1, 3, 2, 4] {
         load.go_on(20);
         assert_eq!(lbd.reload(&config(workers)).code, Some(0));
         upgrade(&lbd);
         assert_eq!(status(&lbd)["workers"], workers);
+        let listening = listening(to);
+        until("each worker accepts", || {
+            let sockets = accepting(&lbd, &listening);
+            let even = sockets.iter().max()? - sockets.iter().min()? <= 1;
+            (sockets.len() == workers && even).then_some(())
+        });
         assert!(!lbd.done(&["status"]).contains("at restart"), "the upgrade has applied it");
         clients.iter().for_each(|client| echoes(client).unwrap());
     }
     let (served, errors) = load.stop();
     assert!(errors.is_empty(), "of {served}: {errors:?}");
     assert_eq!(lbd.listener("web")["connections_active"], 20);
+}
+
+/// The sockets that listen at an address, as links of /proc/PID/fd call them.
+fn listening(at: SocketAddr) -> Vec<String> {
+    // Of /proc/net/tcp (proc_pid_net(5)): a local address with a port in hexadecimal, the state 0A, and the inode.
+    let port = format!(":{:04X} ", at.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().filter(|line| line.contains(&port) && line.contains(" 0A "));
+    lines.map(|line| format!("socket:[{}]", line.split_whitespace().nth(9).unwrap())).collect()
+}
+
+/// How many of them each worker hears of that hears of any, by the kernel's word.
+fn accepting(lbd: &Lbd, listening: &[String]) -> Vec<usize> {
+    let fds = format!("/proc/{}/fd", status(lbd)["pid"]);
+    let named = |fd: &str| fs::read_link(format!("{fds}/{fd}")).unwrap_or_default().display().to_string();
+    let open = fs::read_dir(&fds).unwrap().map(|fd| fd.unwrap().file_name().into_string().unwrap());
+    let epolls = open.filter(|fd| named(fd) == "anon_inode:[eventpoll]");
+    let hears = |epoll: String| {
+        let told = fs::read_to_string(format!("{fds}info/{epoll}")).unwrap_or_default();
+        let heard = told.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next().map(named));
+        heard.filter(|name| listening.contains(name)).count()
+    };
+    epolls.map(hears).filter(|count| *count > 0).collect()
 }
 
 #[test]
@@ -214,6 +253,37 @@ fn operators_who_wait_are_answered_by_the_program_that_took_over() {
 }
 
 #[test]
+fn gauges_histograms_and_spare_connections_are_as_before() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], "spare_connections: 4, spare_max_idle: 1h"));
+    lbd.await_backend("web/a", "connections_spare", 4);
+    let clients: Vec<Socket> = (0..7).map(|_| connect(lbd.web())).collect();
+    clients.iter().for_each(|client| echoes(client).unwrap());
+    (0..30).for_each(|_| drop(exchange(&connect(lbd.web()), 100)));
+    lbd.await_backend("web/a", "connections_active", 7);
+    lbd.await_backend("web/a", "connections_spare", 4);
+    until("the backend has no others", || (a.live() == 11).then_some(()));
+    let (accepted, before) = (a.accepted(), lbd.stats());
+    for _ in 0..3 {
+        upgrade(&lbd);
+        assert_eq!(picture(&lbd.stats()), picture(&before));
+    }
+    assert_eq!((a.accepted(), a.live()), (accepted, 11), "nothing was closed, and nothing opened");
+    echoes(&connect(lbd.web())).unwrap();
+    assert!(lbd.backend("web/a")["connections_total"] == 38);
+    clients.iter().for_each(|client| echoes(client).unwrap());
+}
+
+/// All numbers but those that time alone changes.
+fn picture(stats: &Value) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    walk(stats, String::new(), &mut all);
+    all.retain(|(path, _)| !path.contains("seconds"));
+    assert!(all.iter().any(|(path, n)| path.ends_with("p50_us") && *n > 0), "{all:?}");
+    all
+}
+
+#[test]
 fn a_dry_run_says_what_would_come_of_it_and_changes_nothing() {
     let a = Backend::start(echo);
     let lbd = Lbd::start(&web(&[("a", &a)], ""));
@@ -223,6 +293,15 @@ fn a_dry_run_says_what_would_come_of_it_and_changes_nothing() {
     for part in ["can take over: lbd ", "carried over: sessions: 1", "listening addresses: 1"] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
+    assert!(!said.contains("requests"), "{said}");
+    let mut half = std::os::unix::net::UnixStream::connect(lbd.dir().join("control.sock")).unwrap();
+    half.write_all(b"GET /v1/sta").unwrap();
+    let said = lbd.done(&["upgrade", "--dry-run"]);
+    assert!(said.contains("not carried over: requests to lbd that have come only in part: 1"), "{said}");
+    half.write_all(b"tus HTTP/1.1\r\nhost: lbd\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"upgrades\":0"), "{answer}");
     assert_eq!(status(&lbd)["upgrades"], 0);
 }
 
@@ -238,6 +317,14 @@ fn file(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> PathBuf {
     fs::write(&path, bytes).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     path
+}
+
+/// A copy of lbd that does nothing, for ever.
+pub fn hanging(dir: &Path) -> PathBuf {
+    altered(dir, "hang", |bytes| {
+        let at = entry(bytes);
+        bytes[at..at + 2].copy_from_slice(&[0xeb, 0xfe]); // a jump to itself
+    })
 }
 
 /// Where in the file the first instruction is.
@@ -289,11 +376,7 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
             bytes[at..at + 2].copy_from_slice(&[0x0f, 0x0b]); // an instruction that is none
         };
         kinds.push((altered(dir, "crash", crash), "crashes: it was ended by SIGILL"));
-        let hang = |bytes: &mut Vec<u8>| {
-            let at = entry(bytes);
-            bytes[at..at + 2].copy_from_slice(&[0xeb, 0xfe]); // a jump to itself
-        };
-        kinds.push((altered(dir, "hang", hang), "did not say what it is within 2 s"));
+        kinds.push((hanging(dir), "did not say what it is within 2 s"));
     }
     for (path, why) in kinds {
         for args in [&["upgrade"][..], &["upgrade", "--dry-run"]] {
@@ -312,7 +395,7 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
 }
 
 /// Children of lbd.
-fn children(lbd: &Lbd) -> String {
+pub fn children(lbd: &Lbd) -> String {
     let pid = status(lbd)["pid"].to_string();
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
 }
@@ -328,44 +411,6 @@ fn an_older_program_is_refused() {
     lbd.await_log("serving;");
     let ran = lbd.lbctl(&["upgrade"]);
     assert!(ran.code == Some(1) && ran.err.contains("is lbd 0.0.9, older than"), "{ran:?}");
-}
-
-#[test]
-fn signals_that_come_during_an_upgrade_are_not_lost() {
-    let a = Backend::start(echo);
-    let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
-    let client = connect(lbd.web());
-    echoes(&client).unwrap();
-    thread::scope(|scope| {
-        let upgrading = scope.spawn(|| (0..5).for_each(|_| drop(upgrade(&lbd))));
-        while !upgrading.is_finished() {
-            lbd.signal(nix::sys::signal::Signal::SIGHUP); // kills whoever has not taken it over
-            thread::yield_now();
-        }
-    });
-    echoes(&client).unwrap();
-    assert_eq!(status(&lbd)["upgrades"], 5);
-    drop(client);
-    lbd.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(lbd.end().code, Some(0));
-}
-
-#[test]
-fn a_stop_that_is_asked_for_during_an_upgrade_comes_after_it() {
-    let a = Backend::start(echo);
-    for turn in 0..12 {
-        let mut lbd = Lbd::start(&web(&[("a", &a)], ""));
-        let mut upgrading =
-            lbd.lbctl_command(&["upgrade"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        if turn % 2 == 0 {
-            lbd.await_log("is to take over");
-        } else {
-            (0..turn * 300).for_each(|_| thread::yield_now());
-        }
-        lbd.signal(nix::sys::signal::Signal::SIGTERM);
-        assert_eq!(lbd.end().code, Some(0));
-        upgrading.wait().unwrap();
-    }
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn after_a_crash_right_behind_an_upgrade_the_listeners_come_from_the_store() {
 }
 
 /// A machine whose lbd has successors that do what a file says (`daemon/upgrade/misbehave.rs`).
-fn failing() -> Option<Machine> {
+pub fn failing() -> Option<Machine> {
     if !cfg!(debug_assertions) {
         skipped("only a program that is built for finding errors fails when it is told to");
         return None;
@@ -83,7 +83,7 @@ fn failing() -> Option<Machine> {
     Some(machine)
 }
 
-const TOLD: &str = "/etc/lbd/told";
+pub const TOLD: &str = "/etc/lbd/told";
 
 #[test]
 fn a_program_that_fails_while_it_takes_over_leaves_the_service_as_it_was() {

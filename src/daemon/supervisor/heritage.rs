@@ -59,6 +59,9 @@ struct CarriedBackend {
     /// `None` also while a probe is under way: it is made again.
     next_probe: Option<u64>,
     last_probe: u64,
+    /// How long a probe under way has waited for the backend, in microseconds.
+    #[serde(default)]
+    waited: u64,
     probes_ok: u64,
     probes_failed: u64,
 }
@@ -138,6 +141,7 @@ impl Supervisor {
             reason: known.verdict.reason().map(str::to_owned),
             next_probe: known.next_probe.map(|at| clock.micros(at)),
             last_probe: clock.micros(known.last_probe),
+            waited: self.waited_for(key, known, now).as_micros() as u64,
             probes_ok: known.probes_ok,
             probes_failed: known.probes_failed,
         });
@@ -235,6 +239,11 @@ impl Supervisor {
         Ok(it)
     }
 
+    fn waited_for(&self, key: &BackendKey, known: &Known, now: Now) -> Duration {
+        let probing = self.probing.contains(key);
+        known.waited + if probing { now.at.saturating_duration_since(known.last_probe) } else { Duration::ZERO }
+    }
+
     /// The cells, for the workers that are made again.
     pub fn cells(&self) -> &Cells {
         &self.cells
@@ -272,6 +281,7 @@ impl CarriedBackend {
             verdict: Verdict::found(health, clock.instant(self.since), self.against, self.reason.clone()),
             next_probe: probed.then_some(next),
             last_probe: clock.instant(self.last_probe),
+            waited: Duration::from_micros(self.waited),
             probes_ok: self.probes_ok,
             probes_failed: self.probes_failed,
         })

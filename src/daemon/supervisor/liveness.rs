@@ -13,6 +13,14 @@ use crate::words::{AdminState, Happening, Health};
 
 /// When a probe that could not be made is tried again.
 const UNABLE: Duration = Duration::from_millis(500);
+/// The least time for one that is made again. It may have waited for its turn before, and not for the backend.
+const LEAST: Duration = Duration::from_millis(100);
+
+/// How long a probe may take that was broken off when the backend had kept it waiting for a while: both together no longer than
+/// one, or who says nothing would never be down where upgrades follow each other more quickly.
+fn rest(timeout: Duration, waited: Duration) -> Duration {
+    timeout.saturating_sub(waited).max(timeout.min(LEAST))
+}
 
 impl Supervisor {
     pub(super) fn start_probes(&mut self, now: Now, out: &mut Vec<Action>) {
@@ -29,8 +37,9 @@ impl Supervisor {
             let spec = self.check_of(&key).cloned();
             let Some(known) = self.backends.get_mut(&key) else { continue };
             known.next_probe = None;
-            if let Some(spec) = spec {
+            if let Some(mut spec) = spec {
                 known.last_probe = now.at;
+                spec.timeout = rest(spec.timeout, known.waited);
                 self.probing.insert(key.clone());
                 out.push(Action::Probe(key, spec));
             }
@@ -44,6 +53,7 @@ impl Supervisor {
         self.probing.remove(key);
         // It may have been removed meanwhile, its check too, or it was drained or disabled: then nobody asked for a verdict.
         let Some(known) = self.backends.get_mut(key) else { return };
+        known.waited = Duration::ZERO;
         let Some(spec) = spec.filter(|_| !unasked) else { return };
         match result {
             Ok(()) => known.probes_ok += 1,
@@ -73,6 +83,7 @@ impl Supervisor {
         self.probing.remove(key);
         if let Some(known) = self.backends.get_mut(key) {
             known.next_probe = (!unasked).then_some(now.at + UNABLE);
+            known.waited = Duration::ZERO;
         }
     }
 

@@ -115,6 +115,8 @@ struct Known {
     /// When it is to be probed; `None` while a probe is under way or where it is not probed.
     next_probe: Option<Instant>,
     last_probe: Instant,
+    /// How long the backend has kept a probe waiting that an upgrade in place broke off, and is now made again.
+    waited: Duration,
     probes_ok: u64,
     probes_failed: u64,
 }
@@ -210,7 +212,7 @@ impl Supervisor {
             Event::Asked(ask, request, peer) => self.asked(ask, request, peer, now, out),
             Event::AskerGone(ask) => {
                 self.waiting.retain(|w| w.ask != ask);
-                self.forget_upgrade_of(ask);
+                self.forget_upgrade_of(ask, out);
             }
             Event::Acknowledged(revision) => self.acknowledged(revision),
             Event::Probed(key, result) => self.probed(&key, result, now),
@@ -219,7 +221,7 @@ impl Supervisor {
             Event::Kept(number, result) if number > self.kept.0 => self.kept = (number, result),
             Event::Kept(..) => {}
             Event::Turned(number) => self.turned(number, out),
-            Event::Checked(ask, result) => self.checked(ask, result, out),
+            Event::Checked(ask, result, begun) => self.checked(ask, result, begun, out),
             Event::Frozen(result) => self.frozen(result, now, out),
             Event::NotHandedOver(why) => self.not_handed_over(&why, out),
             Event::TookOver(how) => self.took_over(how, now, out),

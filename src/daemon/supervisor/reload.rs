@@ -2,6 +2,7 @@
 //! is old. Everything that can fail comes before the swap; one reload is under way at a time.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tracing::{error, info, warn};
 
@@ -138,6 +139,7 @@ impl Supervisor {
                 verdict: Verdict::unproven(now.at),
                 next_probe: None,
                 last_probe: now.at,
+                waited: Duration::ZERO,
                 probes_ok: 0,
                 probes_failed: 0,
             });

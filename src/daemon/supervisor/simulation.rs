@@ -3,6 +3,7 @@
 
 mod chance;
 mod laws;
+mod succession;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::control::Request;
 use crate::daemon::action::Exit;
 use crate::daemon::event::{Event, ReloadBy};
-use chance::{a_config, a_request, a_stop};
+use chance::{a_config, a_request, a_stop, an_upgrade};
+use succession::Ends;
 use world::{File, World};
 
 const SEEDS: u64 = 300;
@@ -34,6 +36,7 @@ impl Drop for Teller {
 #[test]
 fn no_history_breaks_a_law() {
     let one = std::env::var("LBD_SIM_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
+    let mut ends = Ends::default();
     for seed in one.map_or(0..SEEDS, |seed| seed..seed + 1) {
         let mut teller = Teller { seed, world: World::new(seed, one.is_some()) };
         let world = &mut teller.world;
@@ -44,7 +47,17 @@ fn no_history_breaks_a_law() {
             settle(world);
         }
         stop(world);
+        let Ends { unfit, forgotten, late, not_executed, failed, taken_over } = world.ends;
+        ends.unfit += unfit;
+        ends.forgotten += forgotten;
+        ends.late += late;
+        ends.not_executed += not_executed;
+        ends.failed += failed;
+        ends.taken_over += taken_over;
     }
+    let Ends { unfit, forgotten, late, not_executed, failed, taken_over } = ends;
+    let least = [unfit, forgotten, late, not_executed, failed, taken_over].into_iter().min();
+    assert!(one.is_some() || least > Some(5), "upgrades end in all ways: {ends:?}");
 }
 
 fn step(world: &mut World) {
@@ -77,8 +90,22 @@ fn step(world: &mut World) {
                 world.happen(Event::DialFailed(key));
             }
         }
-        88 => world.somebody_goes(),
-        89 => world.upgrade(),
+        88 => {
+            if let Some(gone) = world.somebody_goes() {
+                world.happen(gone);
+            }
+        }
+        89 => {
+            if world.chance.happens(60) {
+                run_until(world, world.now + Duration::from_millis(500)); // one beside a reload is refused
+            }
+            let request = an_upgrade(&mut world.chance);
+            world.ask(request);
+            if world.chance.happens(60) {
+                let end = world.now + world.chance.millis(3000);
+                run_until(world, end);
+            }
+        }
         90..95 => world.now += world.chance.millis(8000),
         _ => world.happen(Event::Tick),
     }

@@ -174,6 +174,7 @@ impl Supervisor {
     /// Leaves nobody without an answer.
     fn leave(&mut self, out: &mut Vec<Action>) {
         self.abandon_reloads(out);
+        self.abandon_upgrade(out);
         let left = self.cells.sessions();
         for waiting in self.waiting.drain(..) {
             let message = "lbd stopped before it was done".to_owned();

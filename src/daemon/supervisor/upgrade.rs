@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
-use super::{Stage, Supervisor, Then};
+use super::{Stage, Supervisor};
 use crate::control::{Earnest, Peer, Reply, Upgrade};
 use crate::daemon::action::{Action, Doors, Notice};
 use crate::daemon::event::{AskId, Now, TookOver};
@@ -48,11 +48,21 @@ impl Supervisor {
     }
 
     /// Who asked for it has gone: it is not done behind their back.
-    pub(super) fn forget_upgrade_of(&mut self, ask: AskId) {
-        self.upgrading.take_if(|upgrading| upgrading.ask == ask && !upgrading.frozen);
+    pub(super) fn forget_upgrade_of(&mut self, ask: AskId, out: &mut Vec<Action>) {
+        if self.upgrading.take_if(|upgrading| upgrading.ask == ask && !upgrading.frozen).is_some() {
+            out.push(Action::ForgetTarget(ask));
+        }
     }
 
-    pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, out: &mut Vec<Action>) {
+    /// Who stops does not wait for what a program says.
+    pub(super) fn abandon_upgrade(&mut self, out: &mut Vec<Action>) {
+        if let Some(Upgrading { ask, .. }) = self.upgrading.take() {
+            out.push(Action::ForgetTarget(ask));
+            out.push(Action::Answer(ask, Reply::refused("lbd stopped before the program was tried")));
+        }
+    }
+
+    pub(super) fn checked(&mut self, ask: AskId, result: Result<Target, String>, begun: usize, out: &mut Vec<Action>) {
         let Some(upgrading) = self.upgrading.take_if(|upgrading| upgrading.ask == ask) else { return };
         let target = match result {
             Ok(target) => target,
@@ -62,7 +72,7 @@ impl Supervisor {
             return self.refuse_upgrade(ask, "lbd is stopping or reloading", out);
         }
         if upgrading.earnest == Earnest::Tried {
-            return out.push(Action::Answer(ask, self.upgradable(&target)));
+            return out.push(Action::Answer(ask, self.upgradable(&target, begun)));
         }
         info!(by = upgrading.by, "lbd {} is to take over: {}", target.version, target.path.display());
         self.upgrading = Some(Upgrading { target: Some(target), frozen: true, ..upgrading });
@@ -70,7 +80,7 @@ impl Supervisor {
         out.push(Action::Freeze);
     }
 
-    fn upgradable(&self, target: &Target) -> Reply {
+    fn upgradable(&self, target: &Target, begun: usize) -> Reply {
         let spares: u64 = self.cells.backends().map(|cell| u64::from(cell.live.spares())).sum();
         let plural = |n: u64, what: &str| (n > 0).then(|| format!("{what}: {n}"));
         let carried = [
@@ -79,13 +89,16 @@ impl Supervisor {
             Some(format!("listening addresses: {}", self.bound.len())),
             Some("counters, health, operators' decisions, control connections".to_owned()),
         ];
-        let left = plural(self.probing.len() as u64, "probes under way, which are made again");
+        let left = [
+            plural(self.probing.len() as u64, "probes under way, which are made again"),
+            plural(begun as u64, "requests to lbd that have come only in part"),
+        ];
         Reply::Upgradable {
             from: self.facts.version.clone(),
             to: target.version.clone(),
             program: target.path.display().to_string(),
             carried: carried.into_iter().flatten().collect(),
-            left: left.into_iter().collect(),
+            left: left.into_iter().flatten().collect(),
         }
     }
 
@@ -140,12 +153,13 @@ impl Supervisor {
                     in_millis(pause)
                 );
                 let reply = Reply::Upgraded { from, to, upgrades, sessions, pause_us };
-                self.answer_when_known(asker, Then::Answer(reply), now, out);
+                // At once: it is so, whatever becomes of the workers.
+                out.push(Action::Answer(asker, reply));
             }
             Some(why) => {
                 error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}; lbd {from} serves on");
                 let message = format!("the new program failed: {why}\nlbd {from} serves on, and no session was lost");
-                self.answer_when_known(asker, Then::Answer(Reply::refused(message)), now, out);
+                out.push(Action::Answer(asker, Reply::refused(message)));
             }
         }
         self.last_status = self.status_line();

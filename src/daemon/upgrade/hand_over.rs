@@ -10,7 +10,7 @@ use super::{CarriedDaemon, Target, guard, record, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
-use crate::daemon::{now, signals, unit};
+use crate::daemon::{children, now, signals};
 use crate::observe::json;
 use crate::proxy::carry::keep_on_exec;
 
@@ -21,13 +21,36 @@ const MARK: Duration = Duration::from_millis(500);
 /// How long the log may take for what was logged before, and then for what was logged meanwhile.
 const LOG: Duration = Duration::from_millis(100);
 const LAST_LOG: Duration = Duration::from_millis(2);
+const UNMARKED: &str =
+    "a worker has not got over the last upgrade that came to nothing; see the journal, and ask again";
 
 impl Effects {
     /// Tries a program, beside everything else.
-    pub(in crate::daemon) fn check_target(&self, ask: AskId, program: Option<PathBuf>) {
+    pub(in crate::daemon) fn check_target(&mut self, ask: AskId, program: Option<PathBuf>) {
         let program = program.unwrap_or_else(|| self.installed.clone());
         let (content, checked) = (self.in_force.1.clone(), self.checked.clone());
-        tokio::spawn(async move { checked.send((ask, target::check(&program, &content).await)).await });
+        // After an upgrade that came to nothing.
+        self.crew.await_marks(MARK);
+        let is_marked = self.crew.is_marked();
+        let trying = tokio::spawn(async move {
+            let result = if is_marked { target::check(&program, &content).await } else { Err(UNMARKED.into()) };
+            let _ = checked.send((ask, result)).await;
+        });
+        if let Some((_, former)) = self.trying.replace((ask, trying.abort_handle())) {
+            former.abort();
+        }
+    }
+
+    /// Nobody wants to know any more. The child is ended, which takes a moment.
+    pub(in crate::daemon) fn forget_target(&mut self, ask: AskId) {
+        if let Some((_, trying)) = self.trying.take_if(|(of, _)| *of == ask) {
+            trying.abort();
+        }
+    }
+
+    /// Whether a program is being tried for this request.
+    pub(in crate::daemon) fn is_trying_for(&self, ask: AskId) -> bool {
+        self.trying.as_ref().is_some_and(|(of, _)| *of == ask)
     }
 
     /// Has all workers come to a safe point, and keeps them.
@@ -35,8 +58,8 @@ impl Effects {
     /// # Errors
     /// One does not, or a child is under way whose parent this program is; they all work on.
     pub(in crate::daemon) fn freeze(&mut self) -> Result<(), String> {
-        if unit::is_being_asked() {
-            return Err("systemd is being asked something right now; ask again in a moment".into());
+        if children::are_under_way() {
+            return Err("a child of lbd's is at work right now; ask again in a moment".into());
         }
         // From here on, or a flood of them would wake every short sleep again and again.
         signals::hold();

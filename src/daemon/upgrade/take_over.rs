@@ -1,7 +1,6 @@
 //! The new program's side: reads what it was left. Nothing of it is owned before everything is built ([`Heritage::settle`]): whoever
 //! fails until then must not have closed anything.
 
-use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::thread;
 use std::time::Duration;
@@ -19,7 +18,6 @@ use crate::daemon::sockets::Sockets;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::observe::json;
 use crate::proxy::carry::{CarriedWorker, close_on_exec};
-use crate::words::Address;
 
 /// What a program is left by the one that it was executed in place of.
 #[derive(Debug)]
@@ -91,15 +89,6 @@ pub(in crate::daemon) struct Settlement {
 }
 
 impl Heritage {
-    /// How many listening sockets there are, by address as asked for.
-    pub(in crate::daemon) fn doors(&self) -> BTreeMap<Address, usize> {
-        let mut doors = BTreeMap::new();
-        for door in self.workers.iter().flat_map(|worker| &worker.doors) {
-            *doors.entry(door.address.0.clone()).or_default() += 1;
-        }
-        doors
-    }
-
     /// Takes it apart. What owns descriptors from here on is not to be dropped before it is settled.
     pub(in crate::daemon) fn take(self) -> Result<(Belongings, Vec<CarriedWorker>, Settlement), String> {
         let Heritage { called, daemon, workers, .. } = self;

@@ -8,25 +8,22 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus, Stdio};
+use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::process::Command;
 
 use super::elf::{self, judge};
 use super::{guard, misbehave, record};
 use crate::config::Config;
+use crate::daemon::children::{self, Ended, Unheard};
 use crate::observe::json;
 
 /// How long a program may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest that it may say, in bytes.
-const MOST_SAID: u64 = 64 * 1024;
 /// Asks a program what it is: reads a configuration from standard input, answers on standard output. Not for people.
 pub const CHECK: &str = "--handover-check";
 
@@ -130,24 +127,13 @@ fn look(path: &Path) -> Result<File, String> {
 /// Has it say what it is.
 async fn ask(file: &File, content: &[u8]) -> Result<Said, String> {
     let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    command.arg0("lbd").arg(CHECK).env_remove("NOTIFY_SOCKET").kill_on_drop(true);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
-        Errno::EACCES => {
-            "may not be executed: by the user that lbd runs as, or on this file system (noexec)".to_owned()
-        }
-        Errno::ETXTBSY => "is still being written; ask again when it is whole".to_owned(),
-        Errno::ENOEXEC => "is no program that this machine executes".to_owned(),
-        _ => format!("cannot be executed: {e}"),
+    command.arg0("lbd").arg(CHECK).env_remove("NOTIFY_SOCKET");
+    let heard = children::run(command, content.to_owned(), PATIENCE).await;
+    let Ended { status, out, err } = heard.map_err(|why| match why {
+        Unheard::NotStarted(e) => why_not_executed(&e),
+        Unheard::Lost(e) => format!("cannot be heard: {e}"),
+        Unheard::Late => format!("did not say what it is within {} s", PATIENCE.as_secs()),
     })?;
-    let heard = timeout(PATIENCE, hear(&mut child, content)).await;
-    let (status, out, err) = match heard {
-        Ok(heard) => heard.map_err(|e| format!("cannot be heard: {e}"))?,
-        Err(_) => {
-            let _ = child.kill().await; // and waits for its end: no child may be left to the successor
-            return Err(format!("did not say what it is within {} s", PATIENCE.as_secs()));
-        }
-    };
     if let Some(signal) = status.signal() {
         let name = Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
         return Err(format!("crashes: it was ended by {name} when it was to say what it is"));
@@ -158,6 +144,15 @@ async fn ask(file: &File, content: &[u8]) -> Result<Said, String> {
     }
 }
 
+fn why_not_executed(e: &io::Error) -> String {
+    match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
+        Errno::EACCES => "may not be executed: by the user that lbd runs as, or on this file system (noexec)".into(),
+        Errno::ETXTBSY => "is still being written; ask again when it is whole".into(),
+        Errno::ENOEXEC => "is no program that this machine executes".into(),
+        _ => format!("cannot be executed: {e}"),
+    }
+}
+
 fn why_not(status: ExitStatus, err: &[u8]) -> String {
     let text = String::from_utf8_lossy(err);
     let code = status.code().unwrap_or_default();
@@ -165,26 +160,6 @@ fn why_not(status: ExitStatus, err: &[u8]) -> String {
         Some(line) => format!("it exits with {code}, saying: {}", line.trim()),
         None => format!("it exits with {code}, and does not say what it is"),
     }
-}
-
-async fn hear(child: &mut Child, content: &[u8]) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let tell = async {
-        if let Some(mut stdin) = stdin {
-            let _ = stdin.write_all(content).await; // it may not want it
-        }
-    };
-    let ((), out, err) = tokio::join!(tell, heard(stdout), heard(stderr));
-    Ok((child.wait().await?, out?, err?))
-}
-
-/// Who says too much finds nobody listening.
-async fn heard(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    if let Some(pipe) = pipe {
-        pipe.take(MOST_SAID).read_to_end(&mut text).await?;
-    }
-    Ok(text)
 }
 
 /// Numbers alone count; what is no number is the oldest.

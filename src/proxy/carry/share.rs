@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::names::Renumbered;
-use super::{CarriedQueue, CarriedSession, CarriedStock, CarriedWorker};
+use super::{CarriedDoor, CarriedQueue, CarriedSession, CarriedStock, CarriedWorker};
 
 /// The same sessions, doors and spare connections for `count` workers. The same number changes nothing.
 pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker> {
@@ -14,14 +14,10 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
         return workers;
     }
     let mut shares = empty_shares(&workers, count);
+    let mut workers = workers;
+    deal_doors(workers.iter_mut().flat_map(|worker| worker.doors.drain(..)).collect(), &mut shares);
     let mut dealt = 0;
-    for (index, worker) in workers.into_iter().enumerate() {
-        // Doors stay with their worker where it stays: what the kernel has given it is spread already.
-        for mut door in worker.doors {
-            let share = &mut shares[index % count];
-            door.key = share.doors.len() as u32;
-            share.doors.push(door);
-        }
+    for worker in workers {
         // All names are in every share, under the same numbers.
         let numbers = shares[0].names.merge(&worker.names);
         let mut moved = HashMap::with_capacity(worker.sessions.len());
@@ -45,9 +41,9 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
         let stocks: BTreeMap<u32, CarriedStock> =
             worker.stocks.into_iter().map(|stock| (number(&numbers.backends, stock.backend), stock)).collect();
         for mut spare in worker.spares {
-            let share = &mut shares[index % count]; // where there are doors: another would close it
-            spare.key = share.spares.len() as u32;
             spare.backend = number(&numbers.backends, spare.backend);
+            let share = who_gets_spare(&mut shares, spare.backend);
+            spare.key = share.spares.len() as u32;
             let pause = stocks.get(&spare.backend).map_or((0, false), |stock| (stock.not_before, stock.full));
             stock_up(&mut share.stocks, spare.backend, spare.key, pause);
             share.spares.push(spare);
@@ -89,6 +85,28 @@ fn empty_shares(workers: &[CarriedWorker], count: usize) -> Vec<CarriedWorker> {
     shares
 }
 
+/// Each address among all, so that none is idle beside one that accepts on two. Where there are fewer of an address than
+/// workers, as of a Unix socket's, they go to those who have the fewest of others.
+fn deal_doors(mut doors: Vec<CarriedDoor>, shares: &mut [CarriedWorker]) {
+    doors.sort_by(|a, b| a.address.0.cmp(&b.address.0)); // stable: by worker within an address
+    for mut door in doors {
+        let of_it = |share: &CarriedWorker| share.doors.iter().filter(|d| d.address == door.address).count();
+        let Some(share) = shares.iter_mut().min_by_key(|share| (of_it(share), share.doors.len())) else { return };
+        door.key = share.doors.len() as u32;
+        share.doors.push(door);
+    }
+}
+
+/// Who has doors, and the fewest spares of this backend: one without doors would close it.
+fn who_gets_spare(shares: &mut [CarriedWorker], backend: u32) -> &mut CarriedWorker {
+    let of_it = |share: &CarriedWorker| {
+        let stock = share.stocks.iter().find(|stock| stock.backend == backend);
+        (share.doors.is_empty(), stock.map_or(0, |stock| stock.keys.len()))
+    };
+    let least = (0..shares.len()).min_by_key(|n| of_it(&shares[*n])).unwrap_or(0);
+    &mut shares[least]
+}
+
 fn enqueue(queues: &mut Vec<CarriedQueue>, pool: u32, key: u32) {
     match queues.iter_mut().find(|queue| queue.pool == pool) {
         Some(queue) => queue.keys.push(key),
@@ -115,5 +133,63 @@ fn put_in_order(share: &mut CarriedWorker) {
     }
     for stock in &mut share.stocks {
         stock.keys.sort_by_key(|key| share.spares[*key as usize].since);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::carry::{CarriedSpare, Names, Spelled};
+
+    fn door(address: &str, fd: i32) -> CarriedDoor {
+        CarriedDoor { key: 0, address: Spelled(address.parse().unwrap()), fd, held: None, batch: 1 }
+    }
+
+    /// How many doors of each address each worker has.
+    fn of(workers: &[CarriedWorker], address: &str) -> Vec<usize> {
+        let is_it = |door: &&CarriedDoor| door.address.0 == address.parse().unwrap();
+        workers.iter().map(|worker| worker.doors.iter().filter(is_it).count()).collect()
+    }
+
+    #[test]
+    fn each_worker_has_a_door_of_each_address_whatever_numbers_there_were_before() {
+        for numbers in [&[2, 1, 2][..], &[3, 2, 3], &[4, 3, 2, 3, 1, 4], &[5, 2, 4]] {
+            let addresses = ["127.0.0.1:80", "[::1]:80", "127.0.0.1:443"];
+            let mut workers = vec![CarriedWorker::default(); numbers[0]];
+            for (n, worker) in workers.iter_mut().enumerate() {
+                worker.doors = addresses.iter().zip(0..).map(|(a, i)| door(a, (n * 3 + i) as i32)).collect();
+            }
+            for count in &numbers[1..] {
+                workers = share_out(workers, *count);
+                for address in addresses {
+                    let each = of(&workers, address);
+                    assert!(
+                        each.iter().all(|n| (1..=numbers[0].div_ceil(*count)).contains(n)),
+                        "{numbers:?}: {each:?}"
+                    );
+                }
+                for worker in &workers {
+                    assert!(worker.doors.iter().zip(0..).all(|(door, key)| door.key == key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn doors_that_are_the_only_ones_of_their_address_are_spread_and_spares_go_where_doors_are() {
+        let spare = |key| CarriedSpare { key, fd: 9, backend: 0, connected: true, since: 0 };
+        let one = CarriedWorker {
+            doors: (0..4).map(|n| door(&format!("unix:/run/{n}"), n)).collect(),
+            spares: (0..6).map(spare).collect(),
+            stocks: vec![CarriedStock { backend: 0, keys: (0..6).collect(), not_before: 0, full: false }],
+            names: Names::default(),
+            ..CarriedWorker::default()
+        };
+        let four = share_out(vec![one.clone()], 4);
+        assert!(four.iter().all(|worker| worker.doors.len() == 1), "{four:?}");
+        let six = share_out(vec![one], 6);
+        assert_eq!(six.iter().map(|worker| worker.doors.len()).collect::<Vec<_>>(), [1, 1, 1, 1, 0, 0]);
+        assert!(six[4..].iter().all(|worker| worker.spares.is_empty()));
+        assert!(six[..4].iter().all(|worker| (1..=2).contains(&worker.spares.len())), "{six:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::config::{Config, LogLevel, Pool};
-use crate::control::{LiveSessions, Pools, Request, ShutdownMode, Target, Wait};
+use crate::control::{Earnest, LiveSessions, Pools, Request, ShutdownMode, Target, Upgrade, Wait};
 use crate::words::{Address, Algorithm, CheckSpec, Percent, Weight};
 
 /// SplitMix64.
@@ -124,7 +124,8 @@ fn a_check(chance: &mut Chance) -> CheckSpec {
 pub fn a_request(chance: &mut Chance) -> Request {
     let target = a_target(chance);
     let expires = chance.maybe(30, |c| c.millis(5000));
-    match chance.below(12) {
+    match chance.below(13) {
+        12 => an_upgrade(chance),
         0 => Request::Status,
         1 => Request::Stats { pool: chance.maybe(50, |c| format!("p{}", c.below(5)).parse().unwrap()) },
         2..6 => {
@@ -146,6 +147,11 @@ fn a_target(chance: &mut Chance) -> Target {
         Some(exactly) => Target::parse(&exactly, Pools::One).unwrap(),
         None => Target::parse(&backend, pools).unwrap(),
     }
+}
+
+/// Another program is to take over.
+pub fn an_upgrade(chance: &mut Chance) -> Request {
+    Request::Upgrade(Upgrade { program: None, earnest: chance.one_of(&[Earnest::Done, Earnest::Done, Earnest::Tried]) })
 }
 
 /// A request to stop.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::world::World;
 use crate::config::Config;
+use crate::daemon::action::Action;
 use crate::daemon::event::{BackendKey, Event, FileRead};
 use crate::daemon::supervisor::{Override, Supervisor};
 use crate::snapshot::{BackendCell, Snapshot};
@@ -63,7 +64,8 @@ pub fn hold(world: &mut World, before: &Before) {
     overrides_stay(world, before);
     what_is_known_is_published(world);
     who_is_checked_will_be_probed(world);
-    if world.supervisor.reload.is_none() {
+    let is_upgrading = world.supervisor.is_frozen() || !world.at_once.is_empty();
+    if world.supervisor.reload.is_none() && !is_upgrading {
         assert!(!world.reloading, "RELOADING is followed by READY");
     }
     if world.exit.is_some() {
@@ -71,6 +73,12 @@ pub fn hold(world: &mut World, before: &Before) {
             assert_eq!(ask.answers, 1, "nobody is left without an answer: {}", ask.what);
         }
     }
+}
+
+/// From the freeze on nothing is decided that would be lost.
+pub fn nothing_is_begun_while_all_stand_still(world: &World, action: &Action) {
+    let is_right = matches!(action, Action::Notify(_) | Action::Freeze | Action::HandOver(..));
+    assert!(is_right || !world.supervisor.is_frozen(), "{action:?} is begun while all stand still");
 }
 
 /// Another program's supervisor has all that was known, and nothing else.

@@ -1,20 +1,20 @@
 //! The world around the simulated supervisor: a file, sockets, workers, sessions, probes and operators, all made up.
 //! It performs actions as the daemon would, late and in any order, and reports what comes of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::chance::{Chance, a_config};
 use super::laws;
+use super::succession::Ends;
 use crate::config::{Config, Problem};
 use crate::control::{Peer, Reply, Request};
 use crate::daemon::action::{Action, Doors, Exit, Notice};
-use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Job, Now, Queues, ReloadBy, TookOver};
-use crate::daemon::supervisor::{CarriedSupervisor, Facts, Stage, Supervisor, Then};
-use crate::observe::json;
+use crate::daemon::event::{AskId, BackendKey, Event, FileRead, Job, Now, Queues, ReloadBy};
+use crate::daemon::supervisor::{Facts, Supervisor, Then};
 use crate::proxy::Sessions;
-use crate::snapshot::{BackendCell, Cells, ListenerCell, Revision, Snapshot};
+use crate::snapshot::{BackendCell, ListenerCell, Revision, Snapshot};
 use crate::words::Address;
 
 pub const WORKERS: usize = 3;
@@ -29,7 +29,7 @@ pub enum File {
 
 /// Something that will have happened by a time.
 #[derive(Debug)]
-enum Due {
+pub(super) enum Due {
     Event(Event),
     Probe(BackendKey),
     /// A worker takes a snapshot, with all that was told before it.
@@ -49,7 +49,7 @@ pub struct Ask {
 }
 
 pub struct Session {
-    listener: Arc<ListenerCell>,
+    pub listener: Arc<ListenerCell>,
     pub backend: Arc<BackendCell>,
 }
 
@@ -57,18 +57,21 @@ pub struct World {
     pub chance: Chance,
     pub supervisor: Supervisor,
     pub now: Instant,
-    start: Instant,
+    pub(super) start: Instant,
     pub file: File,
     /// What was read last; it is in force once the generation has risen.
     pub read: Option<Config>,
     pub in_force: Option<Config>,
-    due: BTreeMap<(Instant, u64), Due>,
-    numbers: u64,
+    pub(super) due: BTreeMap<(Instant, u64), Due>,
+    /// What happens before anything else can.
+    pub at_once: VecDeque<Event>,
+    pub ends: Ends,
+    pub(super) numbers: u64,
     pub fresh: BTreeMap<Address, Address>,
     pub held: BTreeSet<Address>,
-    published: Vec<Arc<Snapshot>>,
+    pub(super) published: Vec<Arc<Snapshot>>,
     /// The snapshot each worker works by at least, and when the last told one will be taken.
-    taken: [(Revision, Instant); WORKERS],
+    pub(super) taken: [(Revision, Instant); WORKERS],
     pub asks: BTreeMap<AskId, Ask>,
     pub probes: BTreeSet<BackendKey>,
     pub sessions: Vec<Session>,
@@ -89,7 +92,7 @@ impl World {
             workers: WORKERS,
             pulse: Some(Duration::from_secs(3)),
             keeps: true,
-            config_path: None,
+            config_path: Some("lbd.yaml".into()),
         };
         let mut world = Self {
             supervisor: Supervisor::new(facts, Vec::new(), seed, at(start, start)),
@@ -100,6 +103,8 @@ impl World {
             read: None,
             in_force: None,
             due: BTreeMap::new(),
+            at_once: VecDeque::new(),
+            ends: Ends::default(),
             numbers: 0,
             fresh: BTreeMap::new(),
             held: BTreeSet::new(),
@@ -123,6 +128,9 @@ impl World {
             let what: String = format!("{event:?}").chars().take(200).collect();
             trace.push(format!("{:>9.3} {what}", (self.now - self.start).as_secs_f64()));
         }
+        if let Event::Probed(key, _) = &event {
+            self.probes.remove(key);
+        }
         let before = laws::Before::of(self, &event);
         if let Event::ConfigRead(FileRead::Right(config)) = &event {
             self.read = Some((**config).clone());
@@ -142,9 +150,13 @@ impl World {
         }
         for action in actions {
             assert_eq!(self.exit, None, "nothing is heard of {action:?} after the exit");
+            laws::nothing_is_begun_while_all_stand_still(self, &action);
             self.perform(action, &before);
         }
         laws::hold(self, &before);
+        if let Some(next) = self.at_once.pop_front() {
+            self.happen(next);
+        }
     }
 
     fn perform(&mut self, action: Action, before: &laws::Before) {
@@ -218,9 +230,10 @@ impl World {
             Action::Notify(Notice::Reloading) => self.reloading = true,
             Action::Notify(Notice::Ready(_)) => self.reloading = false,
             Action::SetLogLevel(_) | Action::SetWatch(_) | Action::SetControl(_) | Action::Notify(_) => {}
-            Action::CheckTarget(..) | Action::Freeze | Action::HandOver(..) => {
-                unreachable!("nobody asks for an upgrade")
-            }
+            Action::CheckTarget(ask, _) => self.try_program(ask),
+            Action::ForgetTarget(ask) => self.forget_program(ask),
+            Action::Freeze => self.freeze(),
+            Action::HandOver(_, carried) => self.hand_over(*carried),
             Action::Exit(exit) => self.exit = Some(exit),
         }
     }
@@ -243,7 +256,7 @@ impl World {
         }
     }
 
-    fn later(&mut self, at: Instant, due: Due) {
+    pub(super) fn later(&mut self, at: Instant, due: Due) {
         self.numbers += 1;
         self.due.insert((at, self.numbers), due);
     }
@@ -291,58 +304,15 @@ impl World {
         self.happen(Event::Asked(ask, request, Peer { uid: 0, user: None }));
     }
 
-    fn is_at_rest(&self) -> bool {
-        let it = &self.supervisor;
-        it.stage == Stage::Serving && !it.job_asked && it.reload.is_none() && it.publish_at.is_none()
-    }
-
-    /// Another program takes over: its supervisor has nothing but what was carried, and its workers have their sessions. What
-    /// was under way to the one before is lost. Where one may be asked for, and nothing else is being done.
-    pub fn upgrade(&mut self) {
-        let Some(config) = self.in_force.clone().filter(|_| self.is_at_rest()) else { return };
-        self.numbers += 1;
-        let (ask, now) = (AskId(self.numbers), at(self.start, self.now));
-        let what = format!("{ask:?} upgrade");
-        self.asks.insert(ask, Ask { what, answers: 0, gone: false, revision: Revision(0), drains: Vec::new() });
-        let carried = json::compact(&self.supervisor.carry(ask, now));
-        let carried: CarriedSupervisor = json::read(carried.as_bytes()).expect("it is read as it was written");
-        let cells = Cells::inherit(&carried.cells, WORKERS).expect("its words are words");
-        let (facts, seed) = (self.supervisor.facts.clone(), self.numbers);
-        let mut next = Supervisor::inherit(facts, config, cells, carried, seed, now).expect("it makes sense");
-        next.first.clone_from(&self.supervisor.first);
-        laws::a_successor_knows_the_same(&self.supervisor, &next);
-        let same =
-            |cell: &BackendCell| Arc::clone(next.cells.backend(&cell.reference, &cell.address).expect("it is carried"));
-        for session in &mut self.sessions {
-            session.backend = same(&session.backend);
-            session.listener = Arc::clone(next.cells.listener(&session.listener.name).expect("it is carried"));
-            assert!(session.backend.live.reserve(None) && session.listener.live.reserve(None));
-        }
-        for drained in
-            self.asks.values_mut().filter(|ask| ask.answers == 0 && !ask.gone).flat_map(|ask| &mut ask.drains)
-        {
-            if let Some(cell) = next.cells.backend(&drained.reference, &drained.address) {
-                *drained = Arc::clone(cell);
-            }
-        }
-        self.published.push(Arc::clone(&next.snapshot));
-        self.taken = [(next.revision, self.now); WORKERS];
-        self.probes.clear();
-        self.due.clear();
-        self.supervisor = next;
-        let pause = Duration::from_millis(3);
-        self.happen(Event::TookOver(TookOver { asker: ask, from: "0".into(), failure: None, pause }));
-    }
-
-    pub fn somebody_goes(&mut self) {
+    pub fn somebody_goes(&mut self) -> Option<Event> {
         let waiting: Vec<AskId> =
             self.asks.iter().filter(|(_, a)| a.answers == 0 && !a.gone).map(|(id, _)| *id).collect();
         if waiting.is_empty() {
-            return;
+            return None;
         }
         let ask = waiting[self.chance.below(waiting.len())];
         self.asks.get_mut(&ask).expect("it waits").gone = true;
-        self.happen(Event::AskerGone(ask));
+        Some(Event::AskerGone(ask))
     }
 
     /// A client comes to a worker, which chooses by any snapshot that it may still see.
@@ -381,6 +351,6 @@ impl World {
     }
 }
 
-fn at(start: Instant, now: Instant) -> Now {
+pub(super) fn at(start: Instant, now: Instant) -> Now {
     Now { at: now, micros: 1 + (now - start).as_micros() as u64, wall: SystemTime::UNIX_EPOCH + (now - start) }
 }

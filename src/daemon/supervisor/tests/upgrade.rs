@@ -34,6 +34,7 @@ fn refusal(actions: &[Action]) -> Option<&str> {
 fn kinds(actions: &[Action]) -> Vec<&'static str> {
     let kind = |action: &Action| match action {
         Action::CheckTarget(..) => "check",
+        Action::ForgetTarget(_) => "forget",
         Action::Freeze => "freeze",
         Action::HandOver(..) => "hand over",
         Action::Notify(Notice::Reloading) => "reloading",
@@ -57,7 +58,7 @@ fn carried(actions: Vec<Action>) -> CarriedSupervisor {
 /// Has everything come to the point where the other program would be executed.
 fn handed_over(daemon: &mut Daemon) -> CarriedSupervisor {
     daemon.ask(9, upgrade(Earnest::Done));
-    daemon.on(Event::Checked(AskId(9), fit()));
+    daemon.on(Event::Checked(AskId(9), fit(), 0));
     carried(daemon.on(Event::Frozen(Ok(()))))
 }
 
@@ -72,7 +73,7 @@ fn successor(daemon: &Daemon, carried: CarriedSupervisor) -> Supervisor {
 fn a_program_is_tried_first_and_nothing_is_begun_between_the_freeze_and_the_end_of_it() {
     let mut daemon = Daemon::with(facts(), CHECKED);
     assert_eq!(kinds(&daemon.ask(9, upgrade(Earnest::Done))), ["check"]);
-    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(9), fit()))), ["reloading", "freeze"]);
+    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(9), fit(), 0))), ["reloading", "freeze"]);
     let frozen = daemon.after(Duration::from_secs(5), Event::Frozen(Ok(())));
     assert_eq!(kinds(&frozen), ["hand over"], "though probes are due");
     let back = daemon.on(Event::NotHandedOver("no memory".into()));
@@ -85,10 +86,10 @@ fn a_program_is_tried_first_and_nothing_is_begun_between_the_freeze_and_the_end_
 fn an_upgrade_that_is_refused_says_why_and_leaves_systemd_with_a_service_that_is_ready() {
     let mut daemon = Daemon::with(facts(), CHECKED);
     daemon.ask(9, upgrade(Earnest::Done));
-    let refused = daemon.on(Event::Checked(AskId(9), Err("is a script".into())));
+    let refused = daemon.on(Event::Checked(AskId(9), Err("is a script".into()), 0));
     assert!(refusal(&refused).is_some_and(|why| why.contains("is a script")) && !kinds(&refused).contains(&"freeze"));
     daemon.ask(10, upgrade(Earnest::Done));
-    daemon.on(Event::Checked(AskId(10), fit()));
+    daemon.on(Event::Checked(AskId(10), fit(), 0));
     let late = daemon.on(Event::Frozen(Err("worker 1 is late".into())));
     assert!(refusal(&late).is_some_and(|why| why.contains("worker 1 is late")));
     assert!(kinds(&late).contains(&"ready"), "{late:?}");
@@ -99,12 +100,13 @@ fn a_dry_run_and_one_whose_asker_has_gone_do_nothing() {
     let mut daemon = Daemon::with(facts(), CHECKED);
     daemon.hold_session();
     daemon.ask(9, upgrade(Earnest::Tried));
-    let tried = daemon.on(Event::Checked(AskId(9), fit()));
+    let tried = daemon.on(Event::Checked(AskId(9), fit(), 0));
     let [(9, Reply::Upgradable { from, to, carried, .. })] = &answers(&tried)[..] else { panic!("{tried:?}") };
     assert_eq!((from.as_str(), to.as_str(), carried[0].as_str()), ("1", "2", "sessions: 1"));
     daemon.ask(10, upgrade(Earnest::Done));
-    daemon.on(Event::AskerGone(AskId(10)));
-    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(10), fit()))), [""; 0]);
+    assert_eq!(kinds(&daemon.on(Event::AskerGone(AskId(10)))), ["forget"]);
+    assert_eq!(kinds(&daemon.ask(11, upgrade(Earnest::Tried))), ["check"], "they are in nobody's way");
+    assert_eq!(kinds(&daemon.on(Event::Checked(AskId(10), fit(), 0))), [""; 0]);
 }
 
 #[test]
@@ -112,20 +114,20 @@ fn it_is_refused_beside_another_one_in_a_demo_while_it_stops_and_to_those_who_ma
     let mut daemon = Daemon::with(facts(), CHECKED);
     daemon.ask(9, upgrade(Earnest::Tried));
     assert!(refusal(&daemon.ask(10, upgrade(Earnest::Done))).is_some_and(|why| why.contains("under way")));
-    daemon.on(Event::Checked(AskId(9), fit()));
+    daemon.on(Event::Checked(AskId(9), fit(), 0));
     for (uid, may) in [(0, true), (7, true), (8, false)] {
         let program = Some("/tmp/lbd".into());
         let asked = Request::Upgrade(Upgrade { program, earnest: Earnest::Tried });
         let actions = daemon.on(Event::Asked(AskId(11), asked, Peer { uid, user: None }));
         assert_eq!(refusal(&actions).is_none(), may, "{uid}");
-        daemon.on(Event::Checked(AskId(11), fit()));
+        daemon.on(Event::Checked(AskId(11), fit(), 0));
     }
     let mut demo = Daemon::with(Facts { config_path: None, ..facts() }, CHECKED);
     assert!(refusal(&demo.ask(9, upgrade(Earnest::Done))).is_some_and(|why| why.contains("demo")));
     daemon.hold_session();
     daemon.ask(12, upgrade(Earnest::Done));
     daemon.on(Event::StopAsked);
-    let stopping = daemon.on(Event::Checked(AskId(12), fit()));
+    let stopping = daemon.on(Event::Checked(AskId(12), fit(), 0));
     assert!(refusal(&stopping).is_some() && !kinds(&stopping).contains(&"freeze"));
 }
 
@@ -157,15 +159,12 @@ fn a_successor_knows_what_its_predecessor_knew() {
     let how = TookOver { asker: AskId(9), from: "1".into(), failure: None, pause: Duration::from_millis(3) };
     let begun = next.handle(at, Event::TookOver(how));
     assert!(begun.iter().any(|action| matches!(action, Action::Keep(_, decisions) if decisions.len() == 1)));
-    assert!(answers(&begun).is_empty(), "not before every worker works by its snapshot");
+    let told = answers(&begun);
+    assert!(matches!(told[..], [(9, Reply::Upgraded { upgrades: 1, pause_us: 3000, .. })]), "at once: {told:?}");
     let number = next.keeping;
     let mut after = next.handle(at, Event::Kept(number, Ok(())));
     after.extend(next.handle(at, Event::Acknowledged(next.revision)));
-    let answers_now = answers(&after);
-    assert!(
-        matches!(answers_now[..], [(9, Reply::Upgraded { upgrades: 1, pause_us: 3000, .. })]),
-        "who waits for a drain waits on: {answers_now:?}"
-    );
+    assert_eq!(answers(&after), [], "who waits for a drain waits on");
     next.cells.backends().for_each(|cell| _ = cell.live.release());
     let later = Now { at: at.at + Duration::from_secs(1), ..at };
     assert!(matches!(answers(&next.handle(later, Event::Tick))[..], [(4, Reply::Drained { .. })]));
@@ -180,11 +179,35 @@ fn a_predecessor_that_is_executed_again_answers_with_the_reason() {
     let mut again = successor(&daemon, carried);
     let at = now(daemon.start, daemon.now);
     let failure = Some("it panicked".to_owned());
-    let mut actions = again
-        .handle(at, Event::TookOver(TookOver { asker: AskId(9), from: "1".into(), failure, pause: Duration::ZERO }));
-    actions.extend(again.handle(at, Event::Kept(again.keeping, Ok(()))));
-    actions.extend(again.handle(at, Event::Acknowledged(again.revision)));
+    let how = TookOver { asker: AskId(9), from: "1".into(), failure, pause: Duration::ZERO };
+    let actions = again.handle(at, Event::TookOver(how));
     assert!(refusal(&actions).is_some_and(|why| why.contains("it panicked") && why.contains("no session was lost")));
     assert!(kinds(&actions).contains(&"ready"));
     assert_eq!(again.status(at).upgrades, 0);
+}
+
+#[test]
+fn a_backend_that_says_nothing_is_down_in_time_however_often_its_probe_is_broken_off() {
+    let mut daemon = Daemon::with(facts(), CHECKED);
+    let spec = daemon.supervisor.check_of(&a()).cloned().unwrap();
+    let timeout_of = |actions: &[Action]| {
+        let found = actions.iter().find_map(|action| match action {
+            Action::Probe(key, spec) if *key == a() => Some(spec.timeout),
+            _ => None,
+        });
+        found.unwrap()
+    };
+    let first = daemon.after(Duration::from_secs(1), Event::Tick);
+    assert_eq!(timeout_of(&first), spec.timeout);
+    let part = spec.timeout.mul_f64(0.4);
+    for rest in [0.6, 0.2] {
+        daemon.now += part;
+        let carried = handed_over(&mut daemon);
+        daemon.supervisor = successor(&daemon, carried);
+        let how = TookOver { asker: AskId(9), from: "1".into(), failure: None, pause: Duration::ZERO };
+        let again = timeout_of(&daemon.on(Event::TookOver(how)));
+        assert_eq!(again, spec.timeout.mul_f64(rest).max(Duration::from_millis(100)), "of {:?}", spec.timeout);
+    }
+    daemon.on(Event::Probed(a(), Err("no answer".into())));
+    assert_eq!(timeout_of(&daemon.after(spec.interval * 2, Event::Tick)), spec.timeout, "the next one is whole");
 }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -33,6 +34,8 @@ pub struct Lbd {
 struct Log {
     lines: Mutex<Vec<String>>,
     changed: Condvar,
+    /// It was told to end: whatever breaks off from then on is no wonder.
+    told_to_end: AtomicBool,
 }
 
 /// What a program came to.
@@ -173,6 +176,9 @@ impl Lbd {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
+        if signal != Signal::SIGHUP {
+            self.log.told_to_end.store(true, SeqCst);
+        }
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
@@ -338,7 +344,7 @@ impl Upgraded {
 
     fn is_ending(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        stat.is_empty() || stat.contains(") Z ") || self.has_said("stopping")
+        stat.is_empty() || stat.contains(") Z ") || self.has_said("stopping") || self.log.told_to_end.load(SeqCst)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -33,6 +34,10 @@ pub struct Lbd {
 struct Log {
     lines: Mutex<Vec<String>>,
     changed: Condvar,
+    /// It was told to end: whatever breaks off from then on is no wonder.
+    told_to_end: AtomicBool,
+    /// No upgrade is made beside the test any more; held while one is.
+    left_alone: Mutex<bool>,
 }
 
 /// What a program came to.
@@ -173,6 +178,9 @@ impl Lbd {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
+        if signal != Signal::SIGHUP {
+            self.log.told_to_end.store(true, SeqCst);
+        }
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
@@ -214,6 +222,9 @@ impl Lbd {
 
     /// Takes descriptors away from it, or gives them back.
     pub fn limit_descriptors(&self, limit: u32) {
+        // A program that takes over has as many as it may, as at a start.
+        let mut left_alone = self.log.left_alone.lock().unwrap();
+        *left_alone = true;
         // prlimit(1) of util-linux, for there is no safe call. The hard limit stays.
         let pid = self.child.id().to_string();
         let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status().unwrap();
@@ -285,14 +296,19 @@ impl Upgrading {
                 if lbd.is_ending() {
                     return (upgrades, refused); // another may be at its socket by now
                 }
+                let left_alone = lbd.log.left_alone.lock().unwrap();
+                if *left_alone {
+                    return (upgrades, refused);
+                }
                 let is_beginning = lbd.is_beginning();
                 match lbd.upgrade() {
                     Ok(()) => upgrades += 1,
                     Err(_) if is_beginning || lbd.is_ending() => {}
-                    // By design: beside a reload, and where the test takes descriptors away.
-                    Err(why) if ["stopping or reloading", "(os error 24)"].iter().any(|usual| why.contains(usual)) => {}
+                    // One beside a reload is refused by design.
+                    Err(why) if why.contains("stopping or reloading") => {}
                     Err(why) => refused.push(why),
                 }
+                drop(left_alone);
                 let wait = if upgrades == 0 { every.min(Duration::from_millis(5)) } else { every };
                 if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                     return (upgrades, refused);
@@ -311,6 +327,7 @@ impl Upgrading {
         if upgrades == 0
             && !lbd.is_beginning()
             && !lbd.is_ending()
+            && !*lbd.log.left_alone.lock().unwrap()
             && let Err(why) = lbd.upgrade()
             && !lbd.is_ending()
         {
@@ -338,7 +355,7 @@ impl Upgraded {
 
     fn is_ending(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        stat.is_empty() || stat.contains(") Z ") || self.has_said("stopping")
+        stat.is_empty() || stat.contains(") Z ") || self.has_said("stopping") || self.log.told_to_end.load(SeqCst)
     }
 }
 

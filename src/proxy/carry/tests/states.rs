@@ -128,6 +128,45 @@ fn a_connect_that_is_under_way_succeeds_and_its_header_goes_first() {
     assert_eq!(read(&mut client, 7), b"welcome");
 }
 
+fn copy_of(session: &crate::proxy::session::Session) -> TcpStream {
+    session.server.as_ref().unwrap().fd.try_clone().unwrap().into()
+}
+
+#[test]
+fn what_a_child_keeps_open_of_a_session_that_has_ended_is_not_heard_as_of_the_next_one() {
+    let door = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    door.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    door.listen(0).unwrap();
+    let door: TcpListener = door.into();
+    let at = door.local_addr().unwrap();
+    let mut fleet = Fleet::serving(1, &format!("a: {at}"), "connect_timeout: 20s");
+    let mut first = fleet.client();
+    let mut served = door.accept().unwrap().0;
+    served.write_all(b"hello").unwrap();
+    assert_eq!(read(&mut first, 5), b"hello");
+    // As a child has it between its fork and its exec.
+    let parked = fleet.park();
+    let copy: Vec<TcpStream> = parked[0].sessions.iter().map(|(_, session)| copy_of(session)).collect();
+    fleet.run(parked);
+    socket2::SockRef::from(&first).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(first); // which resets it
+    fleet.until_nobody_is_left();
+
+    let _stop = connect(at);
+    let mut next = fleet.client();
+    next.write_all(b"hello").unwrap();
+    fleet.until_alive("it is connecting", |alive| alive.backends[0].1 == 1);
+    // The last news of the former one: a hangup.
+    served.shutdown(Shutdown::Both).unwrap();
+    copy.iter().for_each(|copy| copy.shutdown(Shutdown::Both).unwrap());
+    let errors = |fleet: &Fleet| fleet.around.cells.backends().next().unwrap().shards[0].connect_errors.read();
+    door.accept().unwrap();
+    let mut server = door.accept().unwrap().0;
+    assert_eq!((read(&mut server, 5), errors(&fleet)), (b"hello".to_vec(), 0));
+    server.write_all(b"welcome").unwrap();
+    assert_eq!(read(&mut next, 7), b"welcome");
+}
+
 #[test]
 fn a_session_that_pauses_tries_again_when_its_time_has_come() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();

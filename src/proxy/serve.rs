@@ -48,9 +48,8 @@ impl Worker {
         }
         // After the dial, so that the handshake runs meanwhile.
         let registered = {
-            let session = &self.sessions[key];
-            let token = Token::Client(key, session.ticket as u8).pack();
-            self.epoll.add(&session.client.fd, EpollEvent::new(interest(), token))
+            let fd = &self.sessions[key].client.fd;
+            self.epoll.add(fd, EpollEvent::new(interest(), Token::Client(key).pack()))
         };
         if registered.is_err() {
             self.end(key, Cause::Proxy, Phase::Connect);

@@ -135,7 +135,7 @@ impl Session {
             tried: Vec::new(),
             attempts: 0,
             refused: None,
-            dial: ticket as u8, // not where an earlier session with the same key began
+            dial: 0,
             spare: SpareUse::Never,
             kept_alive: false,
             stalled: false,

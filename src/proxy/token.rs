@@ -4,10 +4,8 @@
 /// What an event is about; packed into the 64 bits that epoll keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
-    /// The last byte of the session's ticket tells it from an earlier one with the same key: where a child was just being
-    /// forked, a socket outlives its close for a moment, and so does its registration.
-    Client(usize, u8),
-    /// The dial tells this socket from an earlier one of the same session, or of an earlier session.
+    Client(usize),
+    /// The dial tells this socket from an earlier one of the same session.
     Server(usize, u8),
     Door(usize),
     Inbox,
@@ -17,7 +15,7 @@ pub(super) enum Token {
 impl Token {
     pub(super) fn pack(self) -> u64 {
         match self {
-            Token::Client(key, ticket) => (key as u64) << 16 | u64::from(ticket) << 8,
+            Token::Client(key) => (key as u64) << 16,
             Token::Server(key, dial) => (key as u64) << 16 | u64::from(dial) << 8 | 1,
             Token::Door(key) => (key as u64) << 16 | 2,
             Token::Inbox => 3,
@@ -28,7 +26,7 @@ impl Token {
     pub(super) fn unpack(bits: u64) -> Self {
         let key = (bits >> 16) as usize;
         match bits & 0xff {
-            0 => Token::Client(key, (bits >> 8) as u8),
+            0 => Token::Client(key),
             1 => Token::Server(key, (bits >> 8) as u8),
             2 => Token::Door(key),
             4 => Token::Spare(key),
@@ -44,8 +42,8 @@ mod tests {
     #[test]
     fn a_token_survives_its_packing() {
         for token in [
-            Token::Client(0, 0),
-            Token::Client(70_000, 255),
+            Token::Client(0),
+            Token::Client(70_000),
             Token::Server(3, 255),
             Token::Door(9),
             Token::Inbox,

@@ -174,7 +174,7 @@ impl Worker {
             let mut told = false;
             for event in &events[..count] {
                 match Token::unpack(event.data()) {
-                    Token::Client(key, ticket) => self.client_event(key, ticket, event.events()),
+                    Token::Client(key) => self.client_event(key, event.events()),
                     Token::Server(key, dial) => self.server_event(key, dial, event.events()),
                     Token::Door(key) => self.knocked.push(key),
                     Token::Inbox => told = true,
@@ -297,8 +297,8 @@ impl Worker {
         }
     }
 
-    fn client_event(&mut self, key: usize, ticket: u8, events: EpollFlags) {
-        let Some(session) = self.sessions.get_mut(key).filter(|s| s.ticket as u8 == ticket) else { return };
+    fn client_event(&mut self, key: usize, events: EpollFlags) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
         let next = session.client_heard(events);
         self.follow(key, next);
     }

@@ -107,8 +107,7 @@ impl Worker {
 
     fn register_all(&self) -> Result<(), Errno> {
         for (key, session) in &self.sessions {
-            let token = Token::Client(key, session.ticket as u8).pack();
-            self.epoll.add(&session.client.fd, EpollEvent::new(interest(), token))?;
+            self.epoll.add(&session.client.fd, EpollEvent::new(interest(), Token::Client(key).pack()))?;
             if let Some(server) = &session.server {
                 self.epoll.add(&server.fd, EpollEvent::new(interest(), Token::Server(key, session.dial).pack()))?;
             }

@@ -38,7 +38,10 @@ impl Worker {
         let ticket = listener.pool.cell.ticket.fetch_add(1, Relaxed);
         listener.cell.shards[self.index].accepted.add(1);
         self.mark_new(&client);
-        let key = self.sessions.insert(Session::new(End::new(client), peer, listener, ticket, self.now));
+        let mut session = Session::new(End::new(client), peer, listener, ticket, self.now);
+        self.serial = self.serial.wrapping_add(1);
+        session.serial = self.serial;
+        let key = self.sessions.insert(session);
         match &listener.accept_proxy {
             Some(trusted) if trusted.expects(peer.map(|peer| peer.ip())) => self.expect_preface(key),
             _ => self.place(key),
@@ -48,8 +51,8 @@ impl Worker {
         }
         // After the dial, so that the handshake runs meanwhile.
         let registered = {
-            let fd = &self.sessions[key].client.fd;
-            self.epoll.add(fd, EpollEvent::new(interest(), Token::Client(key).pack()))
+            let Session { client, serial, .. } = &self.sessions[key];
+            self.epoll.add(&client.fd, EpollEvent::new(interest(), Token::Client(key, *serial).pack()))
         };
         if registered.is_err() {
             self.end(key, Cause::Proxy, Phase::Connect);
@@ -137,7 +140,7 @@ impl Worker {
             }
             Err(e) => return self.dial_failed(key, if e == Errno::EAGAIN { Errno::ETIMEDOUT } else { e }),
         };
-        let token = Token::Server(key, session.dial).pack();
+        let token = Token::Server(key, session.serial, session.dial).pack();
         self.mark_new(&fd);
         let session = &mut self.sessions[key];
         let registered = self.epoll.add(&fd, EpollEvent::new(interest(), token));

@@ -90,6 +90,8 @@ pub struct Session {
     pub attempts: u8,
     /// Why it got no backend, where that is how it ended.
     pub refused: Option<Refusal>,
+    /// Counts the worker's sessions, round and round: tells its events from those of a former one of the same key.
+    pub serial: u16,
     /// Counts dials: tells the events of the present socket from a former one's.
     pub dial: u8,
     /// Whether it has had a spare connection.
@@ -135,6 +137,7 @@ impl Session {
             tried: Vec::new(),
             attempts: 0,
             refused: None,
+            serial: 0,
             dial: 0,
             spare: SpareUse::Never,
             kept_alive: false,

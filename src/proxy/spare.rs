@@ -158,7 +158,7 @@ impl Worker {
             backend.live.adopt_spare();
             let session = &mut self.sessions[key];
             session.dial = session.dial.wrapping_add(1);
-            let token = Token::Server(key, session.dial).pack();
+            let token = Token::Server(key, session.serial, session.dial).pack();
             // Tells at once what is so already: that it can be written to, and that the backend has said something.
             let registered = self.epoll.modify(&fd, &mut EpollEvent::new(interest(), token));
             session.server = Some(End::new(fd));
@@ -200,6 +200,8 @@ impl Worker {
 
     fn discard(&mut self, key: usize) {
         let Spare { fd, backend, .. } = self.spares.take(key, self.now);
+        // A child that is just being started may have a copy of it, whose events would be taken for the next one's of this key.
+        let _ = self.epoll.delete(&fd);
         drop(fd);
         self.release_spare(&backend);
     }

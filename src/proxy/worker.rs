@@ -88,6 +88,8 @@ pub struct Worker {
     swept: u64,
     /// A snapshot has come since the last sweep.
     pub(super) changed: bool,
+    /// Of the last session.
+    pub(super) serial: u16,
     /// State of a xorshift; good enough to draw two backends.
     seed: u64,
     /// Epoll descriptors of a predecessor that had another number of workers.
@@ -139,6 +141,7 @@ impl Worker {
             sweep_at: u64::MAX,
             swept: now,
             changed: false,
+            serial: now as u16, // another program's last one is unknown
             seed: now | 1,
             retired: Vec::new(),
             taken_over: false,
@@ -174,8 +177,8 @@ impl Worker {
             let mut told = false;
             for event in &events[..count] {
                 match Token::unpack(event.data()) {
-                    Token::Client(key) => self.client_event(key, event.events()),
-                    Token::Server(key, dial) => self.server_event(key, dial, event.events()),
+                    Token::Client(key, serial) => self.client_event((key, serial), event.events()),
+                    Token::Server(key, serial, dial) => self.server_event((key, serial), dial, event.events()),
                     Token::Door(key) => self.knocked.push(key),
                     Token::Inbox => told = true,
                     Token::Spare(key) => self.spare_event(key, event.events()),
@@ -297,14 +300,15 @@ impl Worker {
         }
     }
 
-    fn client_event(&mut self, key: usize, events: EpollFlags) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+    fn client_event(&mut self, (key, serial): (usize, u16), events: EpollFlags) {
+        let Some(session) = self.sessions.get_mut(key).filter(|s| s.serial == serial) else { return };
         let next = session.client_heard(events);
         self.follow(key, next);
     }
 
-    fn server_event(&mut self, key: usize, dial: u8, events: EpollFlags) {
-        let Some(session) = self.sessions.get_mut(key).filter(|s| s.dial == dial) else { return };
+    fn server_event(&mut self, (key, serial): (usize, u16), dial: u8, events: EpollFlags) {
+        let this = |s: &&mut Session| s.serial == serial && s.dial == dial;
+        let Some(session) = self.sessions.get_mut(key).filter(this) else { return };
         let Some(server) = &mut session.server else { return };
         server.heard(events);
         match session.state {

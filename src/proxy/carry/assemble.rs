@@ -107,9 +107,13 @@ impl Worker {
 
     fn register_all(&self) -> Result<(), Errno> {
         for (key, session) in &self.sessions {
-            self.epoll.add(&session.client.fd, EpollEvent::new(interest(), Token::Client(key).pack()))?;
+            self.epoll
+                .add(&session.client.fd, EpollEvent::new(interest(), Token::Client(key, session.serial).pack()))?;
             if let Some(server) = &session.server {
-                self.epoll.add(&server.fd, EpollEvent::new(interest(), Token::Server(key, session.dial).pack()))?;
+                self.epoll.add(
+                    &server.fd,
+                    EpollEvent::new(interest(), Token::Server(key, session.serial, session.dial).pack()),
+                )?;
             }
         }
         for (key, spare) in self.spares.iter() {
@@ -179,6 +183,7 @@ fn assembled(session: CarriedSession, found: Found, memory: &Memory) -> Session 
         tried: found.tried,
         attempts: session.attempts,
         refused: None,
+        serial: session.serial,
         dial: session.dial,
         spare: session.spare,
         kept_alive: session.kept_alive,

@@ -107,6 +107,7 @@ fn session() -> impl Strategy<Value = CarriedSession> {
                 ticket,
                 tried,
                 attempts,
+                serial: u16::from(dial) * 257,
                 dial,
                 spare,
                 kept_alive,

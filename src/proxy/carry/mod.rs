@@ -104,6 +104,8 @@ pub struct CarriedSession {
     pub tried: Vec<u32>,
     /// Connects that failed.
     pub attempts: u8,
+    /// Tells it from others of its key; part of the tokens of both sockets.
+    pub serial: u16,
     /// Counts dials; part of the server's token.
     pub dial: u8,
     /// Whether it has had a spare connection.

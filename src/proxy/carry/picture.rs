@@ -56,6 +56,7 @@ fn session_of(key: usize, session: &Session, names: &mut Naming) -> CarriedSessi
         ticket: session.ticket,
         tried: session.tried.iter().map(|backend| names.backend(backend)).collect(),
         attempts: session.attempts,
+        serial: session.serial,
         dial: session.dial,
         spare: session.spare,
         kept_alive: session.kept_alive,

@@ -18,8 +18,9 @@ use super::carry::{CarriedDoor, Spelled};
 use super::inbox::{Sessions, Unaccepted};
 use super::serve::is_shortage;
 use super::socket;
+use super::sweep::RECOVERY;
 use super::token::Token;
-use super::worker::{RECOVERY, Worker};
+use super::worker::Worker;
 use crate::snapshot::{Listener, Snapshot};
 use crate::words::{Address, Happening};
 

@@ -16,6 +16,7 @@ mod session;
 mod socket;
 mod spare;
 mod stock;
+mod sweep;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, OsString, c_char};
-use std::fmt::{self, Write};
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -23,6 +23,7 @@ use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::reason::Line;
 use super::{misbehave, record};
 
 /// The last argument but one of who is to take over. It is not for people, and never among `--help`. With it comes where the
@@ -359,39 +360,6 @@ fn told(why: &OwnedFd) -> String {
     }
 }
 
-/// One line of a length that people read, whatever is written to it.
-struct Line {
-    text: [u8; Line::MOST],
-    length: usize,
-}
-
-impl Line {
-    const MOST: usize = 1024;
-    const CUT: &str = " ...";
-
-    fn new() -> Self {
-        Self { text: [0; Self::MOST], length: 0 }
-    }
-
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
-    }
-}
-
-impl fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
-            if self.length + c.len_utf8() + Self::CUT.len() > Self::MOST {
-                self.text[self.length..][..Self::CUT.len()].copy_from_slice(Self::CUT.as_bytes());
-                self.length += Self::CUT.len();
-                return Err(fmt::Error);
-            }
-            self.length += c.encode_utf8(&mut self.text[self.length..]).len();
-        }
-        Ok(())
-    }
-}
-
 /// The program that this process runs, whatever is at its path by now.
 ///
 /// # Errors
@@ -420,18 +388,6 @@ pub fn ruin_the_heap() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_reason_is_one_line_of_a_length_that_people_read() {
-        let line = |text: &str| {
-            let mut line = Line::new();
-            let whole = line.write_str(text).is_ok();
-            (line.text().to_owned(), whole)
-        };
-        assert_eq!(line("it\0 broke\nhere"), ("it  broke here".to_owned(), true));
-        let (text, whole) = line(&"\u{20ac}".repeat(100_000));
-        assert!(!whole && text.ends_with(Line::CUT) && (Line::MOST - 3..=Line::MOST).contains(&text.len()), "{text}");
-    }
 
     #[test]
     fn what_names_no_three_descriptors_is_no_call_to_take_over() {

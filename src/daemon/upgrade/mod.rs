@@ -7,6 +7,7 @@ mod elf;
 mod guard;
 mod hand_over;
 mod misbehave;
+mod reason;
 mod record;
 mod take_over;
 mod target;

@@ -11,6 +11,7 @@ pub mod event;
 pub mod logging;
 pub mod signals;
 pub mod sockets;
+mod sources;
 pub mod state;
 pub mod supervisor;
 pub mod systemd;
@@ -18,30 +19,31 @@ pub mod unit;
 pub mod upgrade;
 pub mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
 use crate::control::Place;
 use crate::control::server::{self, Asked};
-use crate::probe::{ProbeError, Probed, Prober};
-use crate::proxy::{self, Limits, Outcome, Setup, Worker};
+use crate::probe::Prober;
+use crate::proxy::{self, Limits, Setup, Worker};
 use crate::snapshot::publish_first;
 use crate::words::Happening;
 use action::Exit;
 use beginning::Origin;
 use crew::Crew;
-use effects::{Asker, Effects, Source};
-use event::{AskId, BackendKey, Event, FileRead, Job, Now, ReloadBy};
+use effects::{Effects, Source};
+use event::{Event, FileRead, Now, ReloadBy};
+use sources::Sources;
 use supervisor::{Facts, Supervisor};
 use upgrade::{Heritage, or_back};
 
@@ -49,10 +51,6 @@ use upgrade::{Heritage, or_back};
 const ASKS: usize = 64;
 /// Results of probes and dials that may wait for it.
 const OUTCOMES: usize = 1024;
-/// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
-/// how long at most.
-const MOMENT: Duration = Duration::from_millis(1);
-const LATEST: Duration = Duration::from_millis(500);
 /// How long to wait where nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long the last answers and the last lines of the log may take at the end.
@@ -266,112 +264,6 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     signals::take_again();
     Ok(Prepared { sources, effects, supervisor, first, serving })
 }
-
-/// Where events come from.
-struct Sources {
-    signals: signals::Signals,
-    asks: mpsc::Receiver<Asked>,
-    changed: mpsc::Receiver<()>,
-    acknowledged: Arc<Notify>,
-    probes: mpsc::Receiver<Probed<BackendKey>>,
-    outcomes: mpsc::Receiver<Outcome>,
-    job: mpsc::Receiver<Job>,
-    written: state::News,
-    checked: mpsc::Receiver<Checked>,
-    /// Was tried, and waits for operators who asked before.
-    held: Option<(Checked, Instant)>,
-    /// Signals wait for what comes of that.
-    signals_held: bool,
-}
-
-impl Sources {
-    /// Waits for whatever happens first, until `deadline` at the latest. `None`: an operator has gone.
-    async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Option<Event> {
-        loop {
-            // Who asked has gone meanwhile: what was found out must not be in the way of what others ask for.
-            self.held.take_if(|((ask, _), _)| !effects.is_trying_for(*ask));
-            if self.held.is_none() && std::mem::take(&mut self.signals_held) {
-                signals::take_again(); // nothing was executed
-            }
-            if self.is_ripe(effects) {
-                if !std::mem::replace(&mut self.signals_held, true) {
-                    signals::hold();
-                    sleep(MOMENT).await; // one that is on its way through the runtime arrives; it would be lost
-                    continue;
-                }
-                if let Some(signal) = self.signals.now().await {
-                    return Some(asked_by(signal)); // it counts first
-                }
-                if let Some(((ask, result), _)) = self.held.take() {
-                    return Some(Event::Checked(ask, result, effects.connected.0.begun()));
-                }
-            }
-            let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
-            return Some(tokio::select! {
-                () = effects.somebody_goes() => return None,
-                Some(asked) = self.asks.recv() => {
-                    effects.asked += 1;
-                    let ask = AskId(effects.asked);
-                    effects.answers.insert(ask, Asker::Here(asked.answer, asked.connection));
-                    Event::Asked(ask, asked.request, asked.peer)
-                }
-                signal = self.signals.next() => asked_by(signal),
-                Ok(()) = self.written.changed() => {
-                    let (number, result) = self.written.borrow_and_update().clone();
-                    Event::Kept(number, result)
-                }
-                Some(job) = self.job.recv() => Event::JobKnown(job),
-                Some(checked) = self.checked.recv(), if self.held.is_none() => {
-                    self.held = Some((checked, Instant::now() + LATEST));
-                    continue;
-                }
-                Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
-                () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-                Some(probed) = self.probes.recv() => told_by_probe(probed),
-                Some(outcome) = self.outcomes.recv() => told_by_worker(&outcome),
-                () = sleep_until(deadline.into()) => Event::Tick,
-            });
-        }
-    }
-
-    /// What probes and workers have told and nobody has heard yet; the workers stand still.
-    fn arrived(&mut self) -> Option<Event> {
-        let outcome = |outcomes: &mut mpsc::Receiver<Outcome>| Some(told_by_worker(&outcomes.try_recv().ok()?));
-        self.probes.try_recv().ok().map(told_by_probe).or_else(|| outcome(&mut self.outcomes))
-    }
-
-    /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
-    /// way: those would end with this program. Nothing runs beside this between the look and what follows from it.
-    fn is_ripe(&self, effects: &Effects) -> bool {
-        let Some((_, latest)) = self.held else { return false };
-        let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
-        let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
-        let is_quiet = !in_transit && !children::are_under_way();
-        is_quiet || latest <= Instant::now()
-    }
-}
-
-fn told_by_probe(probed: Probed<BackendKey>) -> Event {
-    match probed.result {
-        Ok(_) => Event::Probed(probed.key, Ok(())),
-        Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
-        Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
-    }
-}
-
-fn told_by_worker(Outcome::DialFailed(backend): &Outcome) -> Event {
-    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
-}
-
-fn asked_by(signal: signals::Asked) -> Event {
-    match signal {
-        signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
-        signals::Asked::Stop => Event::StopAsked,
-    }
-}
-
-/// Which request asked for a program to be tried, and what came of that.
-type Checked = (AskId, Result<upgrade::Target, String>);
 
 /// Has the supervisor decide on everything that has happened, and performs it.
 fn digest(

@@ -1,4 +1,4 @@
-//! The new program's side: reads what it was left. Nothing of it is owned before everything is built ([`Heritage::settle`]): whoever
+//! The new program's side: reads what it was left. Nothing of it is owned before everything is built ([`Settlement::settle`]): whoever
 //! fails until then must not have closed anything.
 
 use std::os::fd::RawFd;

@@ -1,0 +1,128 @@
+//! Where events come from: the one place where the main thread waits. Whether another program that was tried may be executed is
+//! seen here, too: it follows from what is on its way.
+
+use std::collections::BTreeSet;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep, sleep_until};
+
+use super::effects::{Asker, Effects};
+use super::event::{AskId, BackendKey, Event, Job, ReloadBy};
+use super::{children, signals, state, upgrade};
+use crate::control::server::Asked;
+use crate::probe::{ProbeError, Probed};
+use crate::proxy::Outcome;
+
+/// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
+/// how long at most.
+const MOMENT: Duration = Duration::from_millis(1);
+const LATEST: Duration = Duration::from_millis(500);
+
+/// Where events come from.
+pub struct Sources {
+    pub signals: signals::Signals,
+    pub asks: mpsc::Receiver<Asked>,
+    pub changed: mpsc::Receiver<()>,
+    pub acknowledged: Arc<Notify>,
+    pub probes: mpsc::Receiver<Probed<BackendKey>>,
+    pub outcomes: mpsc::Receiver<Outcome>,
+    pub job: mpsc::Receiver<Job>,
+    pub written: state::News,
+    pub checked: mpsc::Receiver<Checked>,
+    /// Was tried, and waits for operators who asked before.
+    pub held: Option<(Checked, Instant)>,
+    /// Signals wait for what comes of that.
+    pub signals_held: bool,
+}
+
+impl Sources {
+    /// Waits for whatever happens first, until `deadline` at the latest. `None`: an operator has gone.
+    pub async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Option<Event> {
+        loop {
+            // Who asked has gone meanwhile: what was found out must not be in the way of what others ask for.
+            self.held.take_if(|((ask, _), _)| !effects.is_trying_for(*ask));
+            if self.held.is_none() && std::mem::take(&mut self.signals_held) {
+                signals::take_again(); // nothing was executed
+            }
+            if self.is_ripe(effects) {
+                if !std::mem::replace(&mut self.signals_held, true) {
+                    signals::hold();
+                    sleep(MOMENT).await; // one that is on its way through the runtime arrives; it would be lost
+                    continue;
+                }
+                if let Some(signal) = self.signals.now().await {
+                    return Some(asked_by(signal)); // it counts first
+                }
+                if let Some(((ask, result), _)) = self.held.take() {
+                    return Some(Event::Checked(ask, result, effects.connected.0.begun()));
+                }
+            }
+            let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
+            return Some(tokio::select! {
+                () = effects.somebody_goes() => return None,
+                Some(asked) = self.asks.recv() => {
+                    effects.asked += 1;
+                    let ask = AskId(effects.asked);
+                    effects.answers.insert(ask, Asker::Here(asked.answer, asked.connection));
+                    Event::Asked(ask, asked.request, asked.peer)
+                }
+                signal = self.signals.next() => asked_by(signal),
+                Ok(()) = self.written.changed() => {
+                    let (number, result) = self.written.borrow_and_update().clone();
+                    Event::Kept(number, result)
+                }
+                Some(job) = self.job.recv() => Event::JobKnown(job),
+                Some(checked) = self.checked.recv(), if self.held.is_none() => {
+                    self.held = Some((checked, Instant::now() + LATEST));
+                    continue;
+                }
+                Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
+                () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
+                Some(probed) = self.probes.recv() => told_by_probe(probed),
+                Some(outcome) = self.outcomes.recv() => told_by_worker(&outcome),
+                () = sleep_until(deadline.into()) => Event::Tick,
+            });
+        }
+    }
+
+    /// What probes and workers have told and nobody has heard yet; the workers stand still.
+    pub fn arrived(&mut self) -> Option<Event> {
+        let outcome = |outcomes: &mut mpsc::Receiver<Outcome>| Some(told_by_worker(&outcomes.try_recv().ok()?));
+        self.probes.try_recv().ok().map(told_by_probe).or_else(|| outcome(&mut self.outcomes))
+    }
+
+    /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
+    /// way: those would end with this program. Nothing runs beside this between the look and what follows from it.
+    fn is_ripe(&self, effects: &Effects) -> bool {
+        let Some((_, latest)) = self.held else { return false };
+        let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
+        let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
+        let is_quiet = !in_transit && !children::are_under_way();
+        is_quiet || latest <= Instant::now()
+    }
+}
+
+fn told_by_probe(probed: Probed<BackendKey>) -> Event {
+    match probed.result {
+        Ok(_) => Event::Probed(probed.key, Ok(())),
+        Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
+        Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
+    }
+}
+
+fn told_by_worker(Outcome::DialFailed(backend): &Outcome) -> Event {
+    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
+}
+
+fn asked_by(signal: signals::Asked) -> Event {
+    match signal {
+        signals::Asked::Reload => Event::ReloadAsked(ReloadBy::Signal),
+        signals::Asked::Stop => Event::StopAsked,
+    }
+}
+
+/// Which request asked for a program to be tried, and what came of that.
+pub type Checked = (AskId, Result<upgrade::Target, String>);

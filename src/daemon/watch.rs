@@ -81,6 +81,21 @@ impl Watcher {
         let content = Content::of(content);
         std::mem::replace(&mut state.read, content) != content
     }
+
+    /// Lets go of what the kernel has for it, and returns when it has been let go of, but not later than after `patience`. The
+    /// kernel takes up to some 30 ms to dismiss an inotify instance; who executes another program while it has one waits for that.
+    pub fn pause(&self, patience: Duration) {
+        let mut state = self.shared.state();
+        state.paused = true;
+        self.shared.wake.notify_all();
+        drop(self.shared.wake.wait_timeout_while(state, patience, |state| state.ears > 0));
+    }
+
+    /// Watches again, and looks at once: whatever has changed meanwhile is reported.
+    pub fn resume(&self) {
+        self.shared.state().paused = false;
+        self.shared.wake.notify_all();
+    }
 }
 
 impl Drop for Watcher {
@@ -103,6 +118,10 @@ struct State {
     /// notify said that it can no longer be relied upon.
     deaf: bool,
     stop: bool,
+    /// Nothing is to be watched for now.
+    paused: bool,
+    /// Inotify instances that notify has for us.
+    ears: u32,
     chain: Chain,
     /// What the supervisor read last.
     read: Content,
@@ -120,8 +139,9 @@ impl Shared {
 type Listen = fn(Arc<Shared>) -> notify::Result<RecommendedWatcher>;
 
 fn listen(shared: Arc<Shared>) -> notify::Result<RecommendedWatcher> {
+    let listening = Listening::to(shared);
     notify::recommended_watcher(move |event: notify::Result<Event>| {
-        let mut state = shared.state();
+        let mut state = listening.0.state();
         match event {
             Ok(event) => {
                 // Reading and opening change nothing, and we do both ourselves.
@@ -133,9 +153,26 @@ fn listen(shared: Arc<Shared>) -> notify::Result<RecommendedWatcher> {
             Err(_) => (state.deaf, state.stirred) = (true, true),
         }
         if state.stirred {
-            shared.wake.notify_all();
+            listening.0.wake.notify_all();
         }
     })
+}
+
+/// What notify keeps until it has closed its inotify instance.
+struct Listening(Arc<Shared>);
+
+impl Listening {
+    fn to(shared: Arc<Shared>) -> Self {
+        shared.state().ears += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.state().ears -= 1;
+        self.0.wake.notify_all();
+    }
 }
 
 /// The watching thread.
@@ -164,6 +201,8 @@ impl Lookout {
             stirred: false,
             deaf: false,
             stop: false,
+            paused: false,
+            ears: 0,
             chain: Chain::default(),
             read: Content::of(content),
             reported: None,
@@ -249,19 +288,27 @@ impl Lookout {
         Ok(())
     }
 
-    /// Waits for an event and then for quiet, or for the time of the next look.
-    fn wait(&self) -> Woken {
+    /// Waits for an event and then for quiet, or for the time of the next look; but while it is paused, for the end of that.
+    fn wait(&mut self) -> Woken {
+        let shared = Arc::clone(&self.shared);
         let sleep = |state, longest| {
-            let quiet = |state: &mut State| !state.stirred && !state.stop;
-            let woken = self.shared.wake.wait_timeout_while(state, longest, quiet);
+            let quiet = |state: &mut State| !state.stirred && !state.stop && !state.paused;
+            let woken = shared.wake.wait_timeout_while(state, longest, quiet);
             woken.unwrap_or_else(PoisonError::into_inner).0
         };
-        let mut state = sleep(self.shared.state(), self.timing.poll);
+        let mut state = sleep(shared.state(), self.timing.poll);
+        if state.paused {
+            drop(state);
+            self.ear = None;
+            state =
+                shared.wake.wait_while(shared.state(), |s| s.paused && !s.stop).unwrap_or_else(PoisonError::into_inner);
+            return if state.stop { Woken::Stop } else { Woken::Stirred };
+        }
         if !state.stirred && !state.stop {
             return Woken::Time;
         }
         let end = Instant::now() + self.timing.longest;
-        while state.stirred && !state.stop {
+        while state.stirred && !state.stop && !state.paused {
             state.stirred = false;
             state = sleep(state, self.timing.quiet.min(end.saturating_duration_since(Instant::now())));
             if Instant::now() >= end {

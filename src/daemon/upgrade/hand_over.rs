@@ -18,6 +18,8 @@ use crate::proxy::carry::keep_on_exec;
 const PARK: Duration = Duration::from_secs(1);
 /// How long the workers may take before, for what is best done while they serve.
 const MARK: Duration = Duration::from_millis(500);
+/// How long the watcher may take to let go of its inotify instance; the exec would wait for it, with all sessions.
+const UNWATCH: Duration = Duration::from_millis(200);
 /// How long the log may take for what was logged before, and then for what was logged meanwhile.
 const LOG: Duration = Duration::from_millis(100);
 const LAST_LOG: Duration = Duration::from_millis(2);
@@ -64,6 +66,7 @@ impl Effects {
         // From here on, or a flood of them would wake every short sleep again and again.
         signals::hold();
         self.logging.flush_within(LOG);
+        self.pause_watching();
         self.crew.keep_on_exec(MARK);
         let since = now().micros;
         let late = match self.crew.park(PARK) {
@@ -73,6 +76,7 @@ impl Effects {
             }
             Err(late) => late.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
+        self.resume_watching();
         signals::take_again();
         Err(format!("worker {late} did not come to a safe point within {} s", PARK.as_secs()))
     }
@@ -80,9 +84,22 @@ impl Effects {
     /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
     pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
         let why = self.try_to_hand_over(target, supervisor);
+        self.resume_watching();
         signals::take_again();
         self.crew.go_on(std::mem::take(&mut self.parked.0));
         format!("{} cannot be executed: {why}", target.path.display())
+    }
+
+    fn pause_watching(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.pause(UNWATCH);
+        }
+    }
+
+    fn resume_watching(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.resume();
+        }
     }
 
     fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor) -> io::Error {

@@ -236,6 +236,33 @@ async fn a_dropped_watcher_ends() {
     assert_eq!(timeout(LONG, changed.recv()).await, Ok(None));
 }
 
+#[tokio::test]
+async fn one_that_pauses_has_nothing_of_the_kernels_and_then_sees_what_it_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f");
+    write(path.clone(), "old");
+    let (send, mut changed) = mpsc::channel(1);
+    let watcher = Watcher::start(&path, b"old", send, EVENTS).unwrap();
+    write(path.clone(), "first");
+    assert_eq!(timeout(LONG, changed.recv()).await, Ok(Some(())));
+    assert!(watcher.has_read(b"first"));
+    for text in ["second", "third"] {
+        assert_eq!(watcher.shared.state().ears, 1);
+        let began = Instant::now();
+        watcher.pause(LONG);
+        assert!(began.elapsed() < LONG && watcher.shared.state().ears == 0);
+        write(path.clone(), text);
+        watcher.resume();
+        assert_eq!(timeout(LONG, changed.recv()).await, Ok(Some(())), "{text}");
+        assert!(watcher.has_read(text.as_bytes()));
+    }
+    write(path.clone(), "fourth");
+    assert_eq!(timeout(LONG, changed.recv()).await, Ok(Some(())), "told by an event");
+    watcher.pause(LONG);
+    drop(watcher);
+    assert_eq!(timeout(LONG, changed.recv()).await, Ok(None), "one that pauses can end");
+}
+
 /// The thread's work, step by step.
 fn lookout(path: &Path, timing: Timing, listen: Listen) -> (Lookout, mpsc::Receiver<()>) {
     let (send, changed) = mpsc::channel(10);
@@ -304,7 +331,7 @@ fn a_file_written_without_end_is_looked_at_all_the_same() {
     let path = folder.path().join("f");
     write(path.clone(), "old");
     let timing = Timing { quiet: LONG, longest: Duration::from_millis(50), poll: LONG };
-    let (lookout, _changed) = lookout(&path, timing, super::listen);
+    let (mut lookout, _changed) = lookout(&path, timing, super::listen);
     let started = Instant::now();
     write(path.clone(), "new");
     assert_eq!(lookout.wait(), Woken::Stirred);

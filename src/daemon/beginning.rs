@@ -67,7 +67,7 @@ pub fn inherited(heritage: Heritage, config: &Config, facts: Facts) -> Result<Or
     let seen = heritage.seen.clone();
     let (belongings, workers, settlement) = heritage.take()?;
     let Belongings { supervisor: carried, sockets, control, control_door, roll, askers, installed, asked } = belongings;
-    let workers = share_out(workers, facts.workers);
+    let workers = share_out(workers, facts.workers).map_err(|e| or_back(e.to_string()))?;
     let doors = doors(&workers);
     let mut cells = Cells::inherit(&carried.cells, facts.workers).map_err(or_back)?;
     recall(&workers, &mut cells);
@@ -88,7 +88,7 @@ fn doors(workers: &[CarriedWorker]) -> BTreeMap<Address, BTreeSet<usize>> {
 
 impl Left {
     /// Makes workers of it, closes the way back, and puts them to work.
-    pub fn settle(self, setups: Vec<Setup>, supervisor: &Supervisor, effects: &mut Effects) -> TookOver {
+    pub fn settle(mut self, setups: Vec<Setup>, supervisor: &Supervisor, effects: &mut Effects) -> TookOver {
         let count = setups.len();
         let cells = supervisor.cells();
         let assemble = |setup, carried| {
@@ -102,6 +102,9 @@ impl Left {
             let joined = threads.into_iter().map(|thread| thread.join());
             joined.map(|worker| worker.unwrap_or_else(|_| give_up("its thread panicked"))).collect()
         });
+        for worker in &assembled {
+            self.settlement.knows(worker).unwrap_or_else(|e| give_up(&or_back(e.to_string())));
+        }
         if let Some(at) = self.settlement.short_since {
             effects.limits.ran_short(at); // it was told of
         }

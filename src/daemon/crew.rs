@@ -10,7 +10,7 @@ use nix::sys::eventfd::EventFd;
 use tracing::error;
 
 use super::signals;
-use crate::proxy::carry::OnExec;
+use crate::proxy::carry::{OnExec, Written};
 use crate::proxy::{self, Command, Inbox, Line, Worker};
 
 /// How often it is looked whether all is done that workers do beside serving.
@@ -26,7 +26,7 @@ type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
 pub struct Parked {
     worker: Worker,
     /// All that it has, as it is carried; each thread writes its own, which is most of the pause.
-    pub written: Result<Vec<u8>, String>,
+    pub written: Result<Written, String>,
 }
 
 /// All workers' threads.
@@ -156,7 +156,7 @@ fn work(index: usize, workers: &Receiver<Worker>, desk: &Desk) {
     while let Ok(mut worker) = workers.recv() {
         loop {
             worker.run();
-            let written = postcard::to_stdvec(&worker.carry()).map_err(|e| e.to_string());
+            let written = worker.write().map_err(|e| e.to_string());
             // Held while it is given: whoever clears the desk has then seen it.
             let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(desk) = &*desk else { continue }; // too late: nobody waits any more

@@ -16,14 +16,14 @@ use tokio::task::AbortHandle;
 use tracing::{error, warn};
 
 use super::action::{Action, Doors, Exit, Notice};
-use super::crew::{Crew, Parked};
+use super::crew::Crew;
 use super::event::{AskId, BackendKey, Event, FileRead, Job};
 use super::logging::Logging;
 use super::sockets::Sockets;
 use super::state::Keeper;
 use super::systemd::Notifier;
 use super::unit;
-use super::upgrade::Target;
+use super::upgrade::{Standing, Target};
 use super::watch::{Timing, Watcher};
 use crate::config::Config;
 use crate::control::server::{answer_late, has_gone};
@@ -121,8 +121,8 @@ pub struct Effects {
     pub limits: Arc<Limits>,
     /// Requests so far.
     pub asked: u64,
-    /// While they stand still, and since when.
-    pub parked: (Vec<Parked>, u64),
+    /// While the workers stand still.
+    pub(super) parked: Option<Standing>,
     /// Where clients are accepted.
     pub sockets: Sockets,
     /// What writes operators' decisions down, where they are kept.

@@ -230,7 +230,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         installed,
         limits: Arc::clone(&limits),
         asked,
-        parked: (Vec::new(), 0),
+        parked: None,
         sockets,
         keeper,
         job: job_sender,

@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
+use memmap2::MmapOptions;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -366,6 +368,16 @@ fn told(why: &OwnedFd) -> String {
 /// There is no /proc, or no descriptor left.
 pub fn own_program() -> io::Result<File> {
     File::open("/proc/self/exe")
+}
+
+/// A record, where it lies. It must be [sealed](record::is_sealed).
+///
+/// # Errors
+/// There is no room for it.
+pub fn mapped(record: &File) -> io::Result<Bytes> {
+    // SAFETY: it is sealed: nobody can change it, or make it shorter.
+    let map = unsafe { MmapOptions::new().populate().map(record) };
+    map.map(Bytes::from_owner)
 }
 
 /// Gives the process its name: one executed by its descriptor is called by that number.

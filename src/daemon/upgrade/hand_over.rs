@@ -1,12 +1,15 @@
 //! The old program's side: has everything stand still, writes it down, and has the kernel execute the new one. Whatever fails
 //! before that leaves everything as it was.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CarriedDaemon, Target, guard, record, target};
+use super::record::Draft;
+use super::{CarriedDaemon, Target, guard, target};
+use crate::daemon::crew::Parked;
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
@@ -25,6 +28,20 @@ const LOG: Duration = Duration::from_millis(100);
 const LAST_LOG: Duration = Duration::from_millis(2);
 const UNMARKED: &str =
     "a worker has not got over the last upgrade that came to nothing; see the journal, and ask again";
+
+/// Bytes of the record: most of what the daemon itself leaves takes less, and so does a session.
+const OF_DAEMON: usize = 64 * 1024;
+const OF_SESSION: usize = 128;
+
+/// All workers at a safe point.
+pub(in crate::daemon) struct Standing {
+    workers: Vec<Parked>,
+    /// Since when: microseconds of CLOCK_MONOTONIC.
+    since: u64,
+    draft: Draft,
+}
+
+type Still<'a> = (&'a [Parked], u64, Draft);
 
 impl Effects {
     /// Tries a program, beside everything else.
@@ -68,26 +85,41 @@ impl Effects {
         self.logging.flush_within(LOG);
         self.pause_watching();
         self.crew.keep_on_exec(MARK);
+        let draft = match Draft::new(self.likely_length()) {
+            Ok(draft) => draft,
+            Err(e) => return Err(self.go_on_instead(format!("there is no room for a record of its state: {e}"))),
+        };
         let since = now().micros;
         let late = match self.crew.park(PARK) {
             Ok(workers) => {
-                self.parked = (workers, since);
+                self.parked = Some(Standing { workers, since, draft });
                 return Ok(());
             }
             Err(late) => late.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
+        Err(self.go_on_instead(format!("worker {late} did not come to a safe point within {} s", PARK.as_secs())))
+    }
+
+    /// Of the record, which may be a longer one.
+    fn likely_length(&self) -> usize {
+        let files = self.in_force.1.len() + self.seen.len();
+        OF_DAEMON + files + self.limits.sessions.count() as usize * OF_SESSION
+    }
+
+    fn go_on_instead(&self, why: String) -> String {
         self.resume_watching();
         signals::take_again();
-        Err(format!("worker {late} did not come to a safe point within {} s", PARK.as_secs()))
+        why
     }
 
     /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
     pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
-        let why = self.try_to_hand_over(target, supervisor);
-        self.resume_watching();
-        signals::take_again();
-        self.crew.go_on(std::mem::take(&mut self.parked.0));
-        format!("{} cannot be executed: {why}", target.path.display())
+        let Some(Standing { workers, since, draft }) = self.parked.take() else {
+            return "nothing stood still".into();
+        };
+        let why = self.try_to_hand_over(target, supervisor, (&workers, since, draft));
+        self.crew.go_on(workers);
+        self.go_on_instead(format!("{} cannot be executed: {why}", target.path.display()))
     }
 
     fn pause_watching(&self) {
@@ -102,8 +134,8 @@ impl Effects {
         }
     }
 
-    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor) -> io::Error {
-        match self.written(supervisor) {
+    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor, standing: Still<'_>) -> io::Error {
+        match self.written(supervisor, standing) {
             Ok((record, program, mut kept)) => {
                 self.logging.flush_within(LAST_LOG);
                 kept.extend([record.as_raw_fd(), program.as_raw_fd()]);
@@ -119,12 +151,16 @@ impl Effects {
     }
 
     /// The record, this program, and every descriptor that is to survive, but for those of the workers, who have seen to it.
-    fn written(&self, supervisor: CarriedSupervisor) -> io::Result<(std::fs::File, std::fs::File, Vec<RawFd>)> {
+    fn written(
+        &self,
+        supervisor: CarriedSupervisor,
+        (workers, frozen_at, draft): Still<'_>,
+    ) -> io::Result<(File, File, Vec<RawFd>)> {
         let (roll, control_door) = &self.connected;
         // The number of a connection that is closed may be another descriptor's by now.
         let askers = self.answers.iter().filter(|(_, asker)| !asker.has_gone());
         let daemon = CarriedDaemon {
-            frozen_at: self.parked.1,
+            frozen_at,
             installed: self.installed.clone(),
             supervisor,
             sockets: self.sockets.carry(),
@@ -138,9 +174,10 @@ impl Effects {
         let kept = daemon.descriptors();
         let daemon = json::try_compact(&daemon).map_err(io::Error::other)?;
         let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
-        for parked in &self.parked.0 {
-            sections.push(parked.written.as_ref().map_err(|why| io::Error::other(why.clone()))?);
+        for parked in workers {
+            let written = parked.written.as_ref().map_err(|why| io::Error::other(why.clone()))?;
+            sections.extend([&written.head[..], &written.sessions]);
         }
-        Ok((record::write(&sections)?, guard::own_program()?, kept))
+        Ok((draft.write(&sections)?, guard::own_program()?, kept))
     }
 }

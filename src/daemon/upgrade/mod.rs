@@ -13,6 +13,7 @@ mod take_over;
 mod target;
 
 pub use guard::{Called, arguments, called, or_back, take_name};
+pub(in crate::daemon) use hand_over::Standing;
 pub(in crate::daemon) use misbehave::{Point, misbehave};
 pub(in crate::daemon) use take_over::{Belongings, Settlement};
 pub use take_over::{Heritage, read};
@@ -60,7 +61,7 @@ impl CarriedDaemon {
 }
 
 /// Sections of a record: what the daemon leaves, the content of the file by which it serves, what the file last held, and then
-/// one for each worker.
+/// two for each worker: its head, and its sessions.
 const DAEMON: usize = 0;
 const IN_FORCE: usize = 1;
 const SEEN: usize = 2;

@@ -7,13 +7,16 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use bytes::{Buf, Bytes};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl, posix_fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::guard::mapped;
 
 /// The versions of the record that this program reads, the last of which it writes. To be raised by whatever makes an older
 /// program misread it: the workers' sections are not self-describing, those of the daemon are. The same goes for the argument
 /// by which a successor is told where it is.
-pub const VERSIONS: RangeInclusive<u32> = 1..=1;
+pub const VERSIONS: RangeInclusive<u32> = 2..=2;
 
 const MAGIC: [u8; 8] = *b"lbd\0over";
 /// Magic, version, checksum, length of the sections.
@@ -21,34 +24,52 @@ const HEAD: usize = 8 + 4 + 4 + 8;
 /// The longest record that is read: a hundred times what a million sessions take would be an error of its writer.
 const MOST: u64 = 8 << 30;
 
-/// A record that nobody can change any more.
-///
-/// # Errors
-/// There is no memory or descriptor left.
-pub fn write(sections: &[impl AsRef<[u8]>]) -> io::Result<File> {
-    let mut body = Vec::with_capacity(sections.iter().map(|section| section.as_ref().len() + 8).sum());
-    for section in sections.iter().map(AsRef::as_ref) {
-        body.extend_from_slice(&(section.len() as u64).to_le_bytes());
-        body.extend_from_slice(section);
+/// A record that is to be written.
+#[derive(Debug)]
+pub struct Draft(File);
+
+impl Draft {
+    /// One with memory for so many bytes: the kernel gives it page by page, which takes longer than what is written there, and is
+    /// best done while clients are served. What is not had now is had when it is written.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let file = File::from(memfd_create("lbd-upgrade", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+        let _ = posix_fallocate(&file, 0, bytes.max(1) as i64);
+        Ok(Self(file))
     }
-    let mut head = Vec::with_capacity(HEAD);
-    head.extend_from_slice(&MAGIC);
-    head.extend_from_slice(&VERSIONS.end().to_le_bytes());
-    head.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    head.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    let mut file = File::from(memfd_create("lbd-upgrade", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-    file.write_all(&head)?;
-    file.write_all(&body)?;
-    let sealed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(sealed))?;
-    Ok(file)
+
+    /// A record that nobody can change any more.
+    ///
+    /// # Errors
+    /// There is no memory left.
+    pub fn write(self, sections: &[&[u8]]) -> io::Result<File> {
+        let mut checksum = crc32fast::Hasher::new();
+        let lengths: Vec<[u8; 8]> = sections.iter().map(|section| (section.len() as u64).to_le_bytes()).collect();
+        let body = lengths.iter().zip(sections).flat_map(|(length, section)| [&length[..], section]);
+        body.clone().for_each(|part| checksum.update(part));
+        let length: u64 = sections.iter().map(|section| section.len() as u64 + 8).sum();
+        let mut head = Vec::with_capacity(HEAD);
+        head.extend_from_slice(&MAGIC);
+        head.extend_from_slice(&VERSIONS.end().to_le_bytes());
+        head.extend_from_slice(&checksum.finalize().to_le_bytes());
+        head.extend_from_slice(&length.to_le_bytes());
+        let Self(mut file) = self;
+        file.set_len(length + HEAD as u64)?;
+        file.write_all(&head)?;
+        body.into_iter().try_for_each(|part| file.write_all(part))?;
+        let sealed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(sealed))?;
+        Ok(file)
+    }
 }
 
 /// The sections of a record.
 ///
 /// # Errors
 /// It is not sealed, not whole, damaged, or of a version that this program does not read.
-pub fn read(file: &File, versions: &RangeInclusive<u32>) -> Result<Vec<Vec<u8>>, String> {
+pub fn read(file: &File, versions: &RangeInclusive<u32>) -> Result<Vec<Bytes>, String> {
     let wrong = |e: io::Error| format!("the record cannot be read: {e}");
     is_sealed(file)?;
     let mut head = [0; HEAD];
@@ -71,12 +92,12 @@ pub fn read(file: &File, versions: &RangeInclusive<u32>) -> Result<Vec<Vec<u8>>,
             length.saturating_add(HEAD as u64)
         ));
     }
-    let mut body = vec![0; length as usize];
-    file.read_exact_at(&mut body, HEAD as u64).map_err(wrong)?;
+    // It stays where it is: reading it would be memory that is had from the kernel page by page.
+    let body = mapped(file).map_err(wrong)?.split_off(HEAD);
     if crc32fast::hash(&body) != checksum {
         return Err("the record is damaged: its checksum is another one".into());
     }
-    split(&body).ok_or_else(|| "the record is damaged: its sections do not fill it".into())
+    split(body).ok_or_else(|| "the record is damaged: its sections do not fill it".into())
 }
 
 /// Whether this may be a record at all: only what is sealed says the same to whoever reads it next.
@@ -94,13 +115,13 @@ pub fn is_sealed(file: impl AsFd) -> Result<(), String> {
     }
 }
 
-fn split(mut body: &[u8]) -> Option<Vec<Vec<u8>>> {
+fn split(mut body: Bytes) -> Option<Vec<Bytes>> {
     let mut sections = Vec::new();
     while !body.is_empty() {
-        let (length, rest) = body.split_first_chunk::<8>()?;
-        let (section, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-        sections.push(section.to_vec());
-        body = rest;
+        let length = u64::from_le_bytes(*body.first_chunk()?);
+        body.advance(8);
+        let length = usize::try_from(length).ok().filter(|length| *length <= body.len())?;
+        sections.push(body.split_to(length));
     }
     Some(sections)
 }
@@ -113,9 +134,14 @@ mod tests {
         vec![b"{}".to_vec(), Vec::new(), vec![7; 100_000]]
     }
 
+    fn write(sections: &[Vec<u8>], expected: usize) -> File {
+        let sections: Vec<&[u8]> = sections.iter().map(Vec::as_slice).collect();
+        Draft::new(expected).unwrap().write(&sections).unwrap()
+    }
+
     /// The same bytes but for one change, sealed or not.
     fn altered(change: impl Fn(&mut Vec<u8>), sealed: bool) -> File {
-        let record = write(&sections()).unwrap();
+        let record = write(&sections(), 0);
         let mut bytes = vec![0; record.metadata().unwrap().len() as usize];
         record.read_exact_at(&mut bytes, 0).unwrap();
         change(&mut bytes);
@@ -129,11 +155,13 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written_as_often_as_asked_and_cannot_be_changed() {
-        let record = write(&sections()).unwrap();
-        assert_eq!(read(&record, &VERSIONS).unwrap(), sections());
-        assert_eq!(read(&record, &VERSIONS).unwrap(), sections(), "whoever falls back reads it again");
-        assert!(record.write_at(b"x", 0).is_err() && record.set_len(3).is_err());
-        assert_eq!(read(&write(&[b""; 0]).unwrap(), &VERSIONS).unwrap(), Vec::<Vec<u8>>::new());
+        for expected in [0, 100, 1 << 20] {
+            let record = write(&sections(), expected);
+            assert_eq!(read(&record, &VERSIONS).unwrap(), sections());
+            assert_eq!(read(&record, &VERSIONS).unwrap(), sections(), "whoever falls back reads it again");
+            assert!(record.write_at(b"x", 0).is_err() && record.set_len(3).is_err());
+        }
+        assert!(read(&write(&[], 50), &VERSIONS).unwrap().is_empty());
     }
 
     #[test]
@@ -141,7 +169,7 @@ mod tests {
         type Change = fn(&mut Vec<u8>);
         for (change, sealed, why) in [
             ((|b| b[0] = b'x') as Change, true, "none of lbd's"),
-            (|b| b[8] = 99, true, "has version 99; this lbd reads 1 to 1"),
+            (|b| b[8] = 99, true, "has version 99; this lbd reads 2 to 2"),
             (|b| b[HEAD] ^= 1, true, "its checksum is another one"),
             (|b| b.truncate(b.len() - 1), true, "says that it has"),
             (|b| b.truncate(10), true, "cannot be read"),
@@ -151,6 +179,8 @@ mod tests {
             let error = read(&altered(change, sealed), &VERSIONS).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
-        assert!(split(&[1, 0, 0, 0, 0, 0, 0, 0]).is_none() && split(&[1, 2]).is_none() && split(&[0xff; 8]).is_none());
+        for short in [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[1, 2], &[0xff; 8]] {
+            assert!(split(Bytes::from_static(short)).is_none());
+        }
     }
 }

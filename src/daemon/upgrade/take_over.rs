@@ -1,8 +1,6 @@
 //! The new program's side: reads what it was left. Nothing of it is owned before everything is built ([`Settlement::settle`]): whoever
 //! fails until then must not have closed anything.
 
-use std::os::fd::RawFd;
-use std::thread;
 use std::time::Duration;
 
 use tracing::warn;
@@ -17,7 +15,7 @@ use crate::daemon::event::{AskId, TookOver};
 use crate::daemon::sockets::Sockets;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::observe::json;
-use crate::proxy::carry::{CarriedWorker, close_on_exec};
+use crate::proxy::carry::{Assembled, CarriedWorker, Descriptors, Unfit, close_on_exec};
 
 /// What a program is left by the one that it was executed in place of.
 #[derive(Debug)]
@@ -44,26 +42,16 @@ pub fn read(called: Called) -> Result<Heritage, String> {
     }
     let daemon: CarriedDaemon =
         json::read(&sections[DAEMON]).map_err(|e| or_back(format!("the record makes no sense: {e}")))?;
-    let no_sense = |e| or_back(format!("a worker's record makes no sense: {e}"));
-    let workers: Result<Vec<CarriedWorker>, _> = thread::scope(|scope| {
-        let read = |section: &'_ Vec<u8>| postcard::from_bytes(section).map_err(no_sense);
-        let threads: Vec<_> = sections[WORKERS..].iter().map(|section| scope.spawn(move || read(section))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(or_back(UNREAD.into()))));
-        joined.collect()
-    });
-    let workers = workers?;
-    let mut all = daemon.descriptors();
-    all.extend(workers.iter().flat_map(CarriedWorker::descriptors));
-    all.sort_unstable();
-    if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(or_back(format!("the record has descriptor {} for two things", twice[0])));
+    let (pairs, odd) = sections[WORKERS..].as_chunks::<2>();
+    if !odd.is_empty() {
+        return Err(or_back(format!("the record has {} sections, which is one too many", sections.len())));
     }
-    let [in_force, seen] = [IN_FORCE, SEEN].map(|n| sections[n].clone());
+    let no_sense = |e| or_back(format!("a worker's record makes no sense: {e}"));
+    let workers = pairs.iter().map(|[head, sessions]| CarriedWorker::read(head, sessions.clone()).map_err(no_sense));
+    let workers = workers.collect::<Result<Vec<_>, _>>()?;
+    let [in_force, seen] = [IN_FORCE, SEEN].map(|n| sections[n].to_vec());
     Ok(Heritage { called, daemon, in_force, seen, workers })
 }
-
-/// A thread that panics has gone back already.
-const UNREAD: &str = "a worker's record could not be read";
 
 /// What is there for the daemon, but for the workers.
 pub(in crate::daemon) struct Belongings {
@@ -80,7 +68,8 @@ pub(in crate::daemon) struct Belongings {
 /// What is left of it when the belongings have been taken: enough to settle.
 pub(in crate::daemon) struct Settlement {
     called: Called,
-    kept: Vec<RawFd>,
+    /// Those of the daemon.
+    kept: Descriptors,
     from: String,
     /// In a spell of shortage, when something ran out last.
     pub short_since: Option<u64>,
@@ -92,8 +81,8 @@ impl Heritage {
     /// Takes it apart. What owns descriptors from here on is not to be dropped before it is settled.
     pub(in crate::daemon) fn take(self) -> Result<(Belongings, Vec<CarriedWorker>, Settlement), String> {
         let Heritage { called, daemon, workers, .. } = self;
-        let mut kept = daemon.descriptors();
-        kept.extend(workers.iter().flat_map(CarriedWorker::descriptors));
+        let mut kept = Descriptors::default();
+        daemon.descriptors().into_iter().try_for_each(|fd| kept.add(fd)).map_err(|e| or_back(e.to_string()))?;
         let settlement = Settlement {
             called,
             kept,
@@ -123,6 +112,14 @@ impl Heritage {
 }
 
 impl Settlement {
+    /// A worker is built.
+    ///
+    /// # Errors
+    /// Something of it is somebody else's, too.
+    pub(in crate::daemon) fn knows(&mut self, worker: &Assembled) -> Result<(), Unfit> {
+        self.kept.add_all(worker.descriptors())
+    }
+
     /// Everything is built: there is no way back any more, and no other program has these descriptors. `now` is microseconds
     /// of CLOCK_MONOTONIC.
     pub(in crate::daemon) fn settle(mut self, now: u64) -> TookOver {

@@ -4,15 +4,17 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use super::descriptors::Descriptors;
 use super::names::Resolved;
+use super::sessions::Reading;
 use super::{CarriedEnd, CarriedFlow, CarriedSession, CarriedWorker};
+use crate::proxy::Limits;
 use crate::proxy::door::{Door, Hold};
 use crate::proxy::relay::{End, Flow, Memory};
 use crate::proxy::serve::interest;
@@ -37,18 +39,26 @@ impl fmt::Display for Unfit {
 impl std::error::Error for Unfit {}
 
 /// A worker that is whole and owns nothing yet: dropped, it closes nothing.
-pub struct Assembled(pub(super) ManuallyDrop<Worker>);
+pub struct Assembled {
+    worker: ManuallyDrop<Worker>,
+    descriptors: Descriptors,
+}
 
 impl Assembled {
     /// From here on the descriptors are the worker's. There must be no way back to the predecessor any more.
     pub fn commit(self) -> Worker {
-        ManuallyDrop::into_inner(self.0)
+        ManuallyDrop::into_inner(self.worker)
+    }
+
+    /// All that it will own.
+    pub fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
     }
 }
 
 impl fmt::Debug for Assembled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Assembled({} sessions)", self.0.sessions.len())
+        write!(f, "Assembled({} sessions)", self.worker.sessions.len())
     }
 }
 
@@ -60,7 +70,7 @@ impl Worker {
     /// What is carried contradicts itself or names what `cells` does not have, which [`super::recall`] sees to; or the
     /// process has no descriptor left. The descriptors are as they were.
     pub fn assemble(setup: Setup, carried: CarriedWorker, cells: &Cells) -> Result<Assembled, Unfit> {
-        check(&carried)?;
+        let mut check = Check::of(&carried)?;
         let cells = carried.names.cells(cells)?;
         let kernel = |what: &str, e: Errno| Unfit(format!("{what}: {}", e.desc()));
         let (epoll, anew) = match carried.epoll {
@@ -69,28 +79,26 @@ impl Worker {
         };
         let mut worker = ManuallyDrop::new(Worker::on(epoll, setup));
         worker.hear_inbox().map_err(|e| kernel("the inbox cannot be heard", e))?;
-        worker.fill(carried, &cells)?;
+        worker.fill(carried, &cells, &mut check)?;
         if anew {
             worker.register_all().map_err(|e| kernel("a descriptor cannot be registered", e))?;
         }
-        Ok(Assembled(worker))
+        Ok(Assembled { worker, descriptors: check.descriptors })
     }
 
-    /// Nothing is owned before everything has been found: what is half made must not be dropped.
-    fn fill(&mut self, carried: CarriedWorker, cells: &Resolved) -> Result<(), Unfit> {
-        let CarriedWorker { retired, doors, sessions, again, queues, spares, stocks, .. } = carried;
-        let found = sessions.iter().map(|session| Found::of(session, cells)).collect::<Result<Vec<_>, _>>()?;
+    fn fill(&mut self, carried: CarriedWorker, cells: &Resolved, check: &mut Check) -> Result<(), Unfit> {
+        let mut table = Table { sessions: carried.sessions.iter(), cells, limits: &self.limits, check, unfit: None };
+        self.sessions = table.by_ref().collect();
+        if let Some(unfit) = table.unfit {
+            return Err(unfit);
+        }
+        check.rows(&carried, |key| self.sessions.get(key as usize).map(|session| session.state))?;
+        let CarriedWorker { retired, doors, again, queues, spares, stocks, .. } = carried;
         let queues = queues.into_iter().map(|queue| {
             Ok((cells.pool(queue.pool)?.name.clone(), queue.keys.into_iter().map(|key| key as usize).collect()))
         });
         self.queues = queues.collect::<Result<BTreeMap<_, VecDeque<_>>, Unfit>>()?;
         self.spares = Spares::assemble(spares, stocks, |number| cells.backend(number))?;
-        let limits = Arc::clone(&self.limits);
-        let table = sessions.into_iter().zip(found).map(|(session, found)| {
-            limits.sessions.reserve(None);
-            (session.key as usize, assembled(session, found, &limits.memory))
-        });
-        self.sessions = table.collect();
         self.doors = doors.into_iter().map(|door| (door.key as usize, Door::assemble(door, &self.snapshot))).collect();
         for key in &again {
             self.sessions[*key as usize].again = true;
@@ -135,6 +143,38 @@ impl Worker {
             self.open_doors(Hold::Shortage);
         }
         self.room = true;
+    }
+}
+
+/// The table while it is filled; up to the first that is unfit.
+struct Table<'a> {
+    sessions: Reading<'a>,
+    cells: &'a Resolved,
+    limits: &'a Limits,
+    check: &'a mut Check,
+    unfit: Option<Unfit>,
+}
+
+impl Table<'_> {
+    fn assemble(&mut self, session: Result<CarriedSession, Unfit>) -> Result<(usize, Session), Unfit> {
+        let session = session?;
+        let found = Found::of(&session, self.cells)?;
+        self.check.session(&session)?;
+        self.limits.sessions.reserve(None);
+        Ok((session.key as usize, assembled(session, found, &self.limits.memory)))
+    }
+}
+
+impl Iterator for Table<'_> {
+    type Item = (usize, Session);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let session = self.sessions.next()?;
+        self.assemble(session).map_err(|unfit| self.unfit = Some(unfit)).ok()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.sessions.size_hint()
     }
 }
 
@@ -220,55 +260,73 @@ fn version(number: u8) -> Result<ProxyVersion, Unfit> {
 }
 
 /// Everything that a worker relies on and would otherwise find out in the middle of a turn.
-pub(super) fn check(carried: &CarriedWorker) -> Result<(), Unfit> {
-    let wrong = |what: String| Err(Unfit(what));
-    let mut descriptors: Vec<RawFd> = carried.descriptors().collect();
-    descriptors.sort_unstable();
-    let same = descriptors.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-    if let Some(fd) = same.or(descriptors.first().copied().filter(|fd| *fd < 0)) {
-        return wrong(format!("descriptor {fd} is carried twice, or is none"));
+#[derive(Debug, Default)]
+pub(super) struct Check {
+    pub descriptors: Descriptors,
+    /// The last session's key.
+    last: Option<u32>,
+    /// Sessions that wait.
+    waiting: usize,
+}
+
+impl Check {
+    /// What there is besides sessions.
+    pub fn of(carried: &CarriedWorker) -> Result<Self, Unfit> {
+        let mut check = Self::default();
+        carried.few().try_for_each(|fd| check.descriptors.add(fd))?;
+        if let Some(key) = twice(carried.doors.iter().map(|door| door.key)) {
+            return Err(Unfit(format!("two listening sockets have the key {key}")));
+        }
+        if let Some(key) = twice(carried.spares.iter().map(|spare| spare.key)) {
+            return Err(Unfit(format!("two spare connections have the key {key}")));
+        }
+        let mut stocked: Vec<u32> = carried.stocks.iter().flat_map(|stock| stock.keys.iter().copied()).collect();
+        let mut there: Vec<u32> = carried.spares.iter().map(|spare| spare.key).collect();
+        stocked.sort_unstable();
+        there.sort_unstable();
+        if stocked != there {
+            let (kept, there) = (stocked.len(), there.len());
+            return Err(Unfit(format!("{kept} spare connections are kept and {there} are there")));
+        }
+        Ok(check)
     }
-    if let Some(two) = carried.sessions.windows(2).find(|two| two[0].key >= two[1].key) {
-        return wrong(format!("session {} stands behind session {}", two[1].key, two[0].key));
-    }
-    for CarriedSession { key, state, server, backend, .. } in &carried.sessions {
+
+    /// One session after the other.
+    pub fn session(&mut self, session: &CarriedSession) -> Result<(), Unfit> {
+        let CarriedSession { key, state, client, server, backend, .. } = session;
+        self.descriptors.add(client.fd)?;
+        server.as_ref().map_or(Ok(()), |server| self.descriptors.add(server.fd))?;
+        if let Some(last) = self.last.replace(*key).filter(|last| last >= key) {
+            return Err(Unfit(format!("session {key} stands behind session {last}")));
+        }
         let served = matches!(state, State::Connecting | State::Relaying);
         if *state == State::Gone || server.is_some() != served || backend.is_some() != served {
             let (server, backend) = (server.is_some(), backend.is_some());
-            return wrong(format!("session {key} is {state:?}, with a server: {server}, with a backend: {backend}"));
+            let what = format!("session {key} is {state:?}, with a server: {server}, with a backend: {backend}");
+            return Err(Unfit(what));
         }
+        self.waiting += usize::from(*state == State::Queued);
+        Ok(())
     }
-    let state = |key: &u32| {
-        let at = carried.sessions.binary_search_by_key(key, |session| session.key).ok()?;
-        Some(carried.sessions[at].state)
-    };
-    if let Some(key) = carried.again.iter().find(|key| state(key).is_none()) {
-        return wrong(format!("session {key} is to have a turn and is not there"));
-    }
-    let waiting = carried.sessions.iter().filter(|session| session.state == State::Queued).count();
-    let mut queued = HashSet::new();
-    for key in carried.queues.iter().flat_map(|queue| &queue.keys) {
-        if state(key) != Some(State::Queued) || !queued.insert(*key) {
-            return wrong(format!("session {key} stands in a queue and is not waiting, or stands there twice"));
+
+    /// Those who stand in a row for something, when all sessions are known.
+    pub fn rows(&self, carried: &CarriedWorker, state: impl Fn(u32) -> Option<State>) -> Result<(), Unfit> {
+        if let Some(key) = carried.again.iter().find(|key| state(**key).is_none()) {
+            return Err(Unfit(format!("session {key} is to have a turn and is not there")));
         }
+        let mut queued = HashSet::new();
+        for key in carried.queues.iter().flat_map(|queue| &queue.keys) {
+            if state(*key) != Some(State::Queued) || !queued.insert(*key) {
+                return Err(Unfit(format!(
+                    "session {key} stands in a queue and is not waiting, or stands there twice"
+                )));
+            }
+        }
+        if queued.len() != self.waiting {
+            return Err(Unfit(format!("{} sessions wait and {} stand in queues", self.waiting, queued.len())));
+        }
+        Ok(())
     }
-    if queued.len() != waiting {
-        return wrong(format!("{waiting} sessions wait and {} stand in queues", queued.len()));
-    }
-    if let Some(key) = twice(carried.doors.iter().map(|door| door.key)) {
-        return wrong(format!("two listening sockets have the key {key}"));
-    }
-    if let Some(key) = twice(carried.spares.iter().map(|spare| spare.key)) {
-        return wrong(format!("two spare connections have the key {key}"));
-    }
-    let mut stocked: Vec<u32> = carried.stocks.iter().flat_map(|stock| stock.keys.iter().copied()).collect();
-    let mut there: Vec<u32> = carried.spares.iter().map(|spare| spare.key).collect();
-    stocked.sort_unstable();
-    there.sort_unstable();
-    if stocked != there {
-        return wrong(format!("{} spare connections are kept and {} are there", stocked.len(), there.len()));
-    }
-    Ok(())
 }
 
 fn twice(mut keys: impl Iterator<Item = u32>) -> Option<u32> {

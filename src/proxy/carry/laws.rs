@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use tokio::sync::{Notify, mpsc};
 
-use super::assemble::check;
+use super::assemble::Check;
 use super::names::{NamedBackend, NamedListener, NamedPool};
+use super::sessions::row;
 use super::tests::{MARKS, closes};
 use super::*;
 use crate::proxy::{Limits, Setup, Worker, line};
@@ -127,6 +128,7 @@ fn session() -> impl Strategy<Value = CarriedSession> {
 /// A worker with some of everything. `fd` opens its descriptors.
 fn worker(sessions: Vec<CarriedSession>, spares: Vec<(bool, u64)>, mut fd: impl FnMut() -> RawFd) -> CarriedWorker {
     let mut it = CarriedWorker { names: names(), sweep_at: 0, ..CarriedWorker::default() };
+    let mut table = Vec::new();
     // Holes in the tables, as time makes them.
     for (n, mut session) in sessions.into_iter().enumerate() {
         session.key = 1 + 2 * n as u32;
@@ -140,8 +142,9 @@ fn worker(sessions: Vec<CarriedSession>, spares: Vec<(bool, u64)>, mut fd: impl 
             State::Relaying if session.up.bulk => it.again.push(session.key),
             _ => {}
         }
-        it.sessions.push(session);
+        table.push(session);
     }
+    it.sessions = row(&table);
     // In the order in which the worker has them: by name.
     it.queues.sort_by_key(|queue| std::cmp::Reverse(queue.pool));
     for (n, (connected, since)) in spares.into_iter().enumerate() {
@@ -172,13 +175,24 @@ fn workers(most: usize) -> impl Strategy<Value = Vec<CarriedWorker>> {
     })
 }
 
+fn all(worker: &CarriedWorker) -> Vec<CarriedSession> {
+    worker.sessions.all().unwrap()
+}
+
+fn check(worker: &CarriedWorker) -> Result<(), Unfit> {
+    let mut check = Check::of(worker)?;
+    let all = all(worker);
+    all.iter().try_for_each(|session| check.session(session))?;
+    check.rows(worker, |key| all.iter().find(|session| session.key == key).map(|session| session.state))
+}
+
 /// By descriptor, which never changes, and with the numbers that [`names`] has.
 fn by_descriptor(worker: &CarriedWorker) -> BTreeMap<RawFd, CarriedSession> {
     let mut names = names();
     let numbers = names.merge(&worker.names);
     assert_eq!(names, self::names(), "no other name");
-    let sessions = worker.sessions.iter().map(|session| {
-        let mut session = CarriedSession { key: 0, ..session.clone() };
+    let sessions = all(worker).into_iter().map(|session| {
+        let mut session = CarriedSession { key: 0, ..session };
         session.renumber(&numbers);
         (session.client.fd, session)
     });
@@ -224,12 +238,13 @@ proptest! {
         spares in prop::collection::vec(any::<(bool, u64)>(), 0..3),
     ) {
         let carried = CarriedWorker { epoll: Some(epoll()), ..worker(sessions, spares, open) };
-        let bytes = postcard::to_stdvec(&carried).unwrap();
-        let (assembled, limits, cells) = assemble(postcard::from_bytes(&bytes).unwrap());
-        let worker = assembled.unwrap().commit();
-        let again = worker.carry();
+        let (assembled, limits, cells) = assemble(carried.clone());
+        let mut worker = assembled.unwrap().commit();
+        let Written { head, sessions } = worker.write().unwrap();
+        let again = CarriedWorker::read(&head, sessions).unwrap();
+        prop_assert_eq!(&again, &worker.carry(Vec::new()).unwrap());
         prop_assert_eq!(by_descriptor(&again), by_descriptor(&carried));
-        let keys = |worker: &CarriedWorker| worker.sessions.iter().map(|s| (s.key, s.client.fd)).collect::<Vec<_>>();
+        let keys = |worker: &CarriedWorker| all(worker).iter().map(|s| (s.key, s.client.fd)).collect::<Vec<_>>();
         let waiting = |worker: &CarriedWorker| worker.queues.iter().map(|queue| queue.keys.clone()).collect::<Vec<_>>();
         let stocked = |worker: &CarriedWorker| worker.stocks.iter().map(|stock| stock.keys.clone()).collect::<Vec<_>>();
         prop_assert_eq!(keys(&again), keys(&carried));
@@ -237,22 +252,23 @@ proptest! {
         prop_assert_eq!(stocked(&again), stocked(&carried));
         prop_assert_eq!((&again.epoll, &again.doors, &again.again), (&carried.epoll, &carried.doors, &carried.again));
         // Every place and every byte is accounted for.
-        let all = carried.sessions.len() as u32;
-        let held: usize = carried.sessions.iter().map(|s| s.up.held.len() + s.down.held.len()).sum();
+        let table = all(&carried);
+        let all = table.len() as u32;
+        let held: usize = table.iter().map(|s| s.up.held.len() + s.down.held.len()).sum();
         prop_assert_eq!((limits.sessions.count(), limits.memory.held()), (all, held as u64));
         prop_assert_eq!(cells.sessions(), u64::from(all));
-        let served = carried.sessions.iter().filter(|s| s.backend.is_some()).count() as u32;
+        let served = table.iter().filter(|s| s.backend.is_some()).count() as u32;
         let places: (u32, u32) = cells.backends().fold((0, 0), |(l, s), b| (l + b.live.count(), s + b.live.spares()));
         prop_assert_eq!(places, (served, carried.spares.len() as u32));
     }
 
     #[test]
     fn nothing_is_lost_or_doubled_when_it_is_shared_out(workers in workers(4), count in 1usize..5) {
-        let shares = share_out(workers.clone(), count);
+        let shares = share_out(workers.clone(), count).unwrap();
         prop_assert_eq!(shares.len(), count);
         prop_assert_eq!(shares == workers, workers.len() == count, "the same number changes nothing");
-        let all = |workers: &[CarriedWorker]| workers.iter().flat_map(CarriedWorker::descriptors).collect::<BTreeSet<_>>();
-        prop_assert_eq!(all(&shares), all(&workers));
+        let open = |workers: &[CarriedWorker]| workers.iter().flat_map(CarriedWorker::descriptors).collect::<BTreeSet<_>>();
+        prop_assert_eq!(open(&shares), open(&workers));
         let sessions = |workers: &[CarriedWorker]| workers.iter().flat_map(by_descriptor).collect::<BTreeMap<_, _>>();
         prop_assert_eq!(sessions(&shares), sessions(&workers));
         for share in &shares {
@@ -262,7 +278,8 @@ proptest! {
             let sizes = || shares.iter().map(|share| share.sessions.len());
             prop_assert!(sizes().max().unwrap() - sizes().min().unwrap() <= 1, "all have as much to do");
             for share in &shares {
-                let since = |key: &u32| share.sessions[*key as usize].since;
+                let table = all(share);
+                let since = |key: &u32| table[*key as usize].since;
                 prop_assert!(share.queues.iter().all(|queue| queue.keys.is_sorted_by_key(since)));
             }
         }
@@ -271,20 +288,20 @@ proptest! {
 
 #[test]
 fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
-    type Spoil = fn(&mut CarriedWorker);
+    type Spoil = fn(&mut CarriedWorker, &mut Vec<CarriedSession>);
     let cases: [(&str, Spoil); 12] = [
-        ("is carried twice", |it| it.sessions[1].client.fd = it.sessions[0].client.fd),
-        ("is carried twice, or is none", |it| it.sessions[1].client.fd = -1),
-        ("stands behind session", |it| it.sessions[1].key = it.sessions[0].key),
-        ("is Gone", |it| it.sessions[0].state = State::Gone),
-        ("with a server: false", |it| it.sessions[0].server = None),
-        ("is not there", |it| it.again.push(2)),
-        ("stand in queues", |it| it.queues.clear()),
-        ("stands there twice", |it| it.queues[0].keys.push(it.sessions[1].key)),
-        ("pool number 9 has no name", |it| it.sessions[0].pool = 9),
-        ("backend number 4 has no name", |it| it.spares[0].backend = 4),
-        ("no version 3 of the PROXY header", |it| it.sessions[0].send_proxy = Some(3)),
-        ("spare connections are kept", |it| it.stocks.clear()),
+        ("is carried twice", |_, s| s[1].client.fd = s[0].client.fd),
+        ("can be none", |_, s| s[1].client.fd = -1),
+        ("stands behind session", |_, s| s[1].key = s[0].key),
+        ("is Gone", |_, s| s[0].state = State::Gone),
+        ("with a server: false", |_, s| s[0].server = None),
+        ("is not there", |it, _| it.again.push(2)),
+        ("stand in queues", |it, _| it.queues.clear()),
+        ("stands there twice", |it, s| it.queues[0].keys.push(s[1].key)),
+        ("pool number 9 has no name", |_, s| s[0].pool = 9),
+        ("backend number 4 has no name", |it, _| it.spares[0].backend = 4),
+        ("no version 3 of the PROXY header", |_, s| s[0].send_proxy = Some(3)),
+        ("spare connections are kept", |it, _| it.stocks.clear()),
     ];
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut one = |state: State, served: bool| {
@@ -296,21 +313,36 @@ fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
     let sessions = vec![one(State::Relaying, true), one(State::Queued, false)];
     let right = CarriedWorker { epoll: Some(epoll()), ..worker(sessions, vec![(true, 5)], open) };
     for (why, spoil) in cases {
-        let mut carried = right.clone();
-        spoil(&mut carried);
+        let (mut carried, mut table) = (right.clone(), all(&right));
+        spoil(&mut carried, &mut table);
+        carried.sessions = row(&table);
         let (refused, ..) = assemble(carried);
         let told = refused.unwrap_err().to_string();
         assert!(told.contains(why), "{told}");
     }
+    let table_of = |worker: &CarriedWorker| worker.sessions.clone().into_bytes().to_vec();
+    for (why, head, bytes) in [
+        ("bytes are left over", 2, [&table_of(&right)[..], &[0]].concat()),
+        ("2 before their end", 2, vec![0xff; 3]),
+        ("1 before their end", 2, table_of(&right)[..table_of(&right).len() - 1].to_vec()),
+        ("1 before their end", 3, table_of(&right)),
+    ] {
+        let mut carried = right.clone();
+        carried.sessions = postcard::from_bytes::<CarriedSessions>(&[head]).unwrap().behind(bytes.into());
+        let told = assemble(carried).0.unwrap_err().to_string();
+        assert!(told.contains(why), "{told}");
+    }
     let _alone = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let all: Vec<RawFd> = right.descriptors().collect();
-    let mut one_is_not = all.clone();
+    let open = right.descriptors();
+    let mut one_is_not = open.clone();
     one_is_not.push(-1);
     assert_eq!(keep_on_exec(&one_is_not), Err(nix::errno::Errno::EBADF));
-    assert!(all.iter().all(|fd| closes(*fd)), "all or none");
-    keep_on_exec(&all).unwrap();
-    assert!(!all.iter().any(|fd| closes(*fd)));
-    close_on_exec(&all).unwrap();
-    assert!(all.iter().all(|fd| closes(*fd)));
-    drop(assemble(right).0.unwrap().commit());
+    assert!(open.iter().all(|fd| closes(*fd)), "all or none");
+    keep_on_exec(&open).unwrap();
+    assert!(!open.iter().any(|fd| closes(*fd)));
+    let assembled = assemble(right).0.unwrap();
+    assert_eq!(assembled.descriptors().iter().collect::<BTreeSet<_>>(), open.iter().copied().collect());
+    close_on_exec(assembled.descriptors()).unwrap();
+    assert!(open.iter().all(|fd| closes(*fd)));
+    drop(assembled.commit());
 }

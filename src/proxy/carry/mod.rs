@@ -1,12 +1,15 @@
 //! Sessions on their way into another program: everything of a worker that outlives an exec, as plain data. Descriptors
 //! are numbers here, cells are names; nothing is owned, so that whoever lets go of it closes nothing. `picture.rs` takes
-//! it, `share.rs` fits it to another number of workers, `assemble.rs` makes a worker of it again.
+//! it, `share.rs` fits it to another number of workers, `assemble.rs` makes a worker of it again. In between, sessions are
+//! bytes (`sessions.rs`).
 
 mod assemble;
+mod descriptors;
 #[cfg(test)]
 mod laws;
 mod names;
 mod picture;
+mod sessions;
 mod share;
 mod survive;
 #[cfg(test)]
@@ -15,6 +18,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -22,7 +26,10 @@ use super::door::Hold;
 use super::session::{SpareUse, State};
 
 pub use assemble::{Assembled, Unfit};
+pub use descriptors::Descriptors;
 pub use names::{Names, Spelled, recall};
+pub use picture::Written;
+pub use sessions::CarriedSessions;
 pub use share::share_out;
 pub(super) use survive::Marking;
 pub use survive::{OnExec, close_on_exec, keep_on_exec};
@@ -39,7 +46,7 @@ pub struct CarriedWorker {
     /// Listening sockets.
     pub doors: Vec<CarriedDoor>,
     /// Every session, by key.
-    pub sessions: Vec<CarriedSession>,
+    pub sessions: CarriedSessions,
     /// Sessions that could go on: no event will come for them.
     pub again: Vec<u32>,
     /// Sessions that wait for a place, in the order they came.
@@ -206,11 +213,26 @@ pub struct CarriedStock {
 }
 
 impl CarriedWorker {
-    /// Every descriptor that has to be there still after the exec.
-    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        let sessions = self.sessions.iter().flat_map(|s| [Some(s.client.fd), s.server.as_ref().map(|end| end.fd)]);
+    /// A worker that was [written](Written).
+    ///
+    /// # Errors
+    /// The head makes no sense. Whether the sessions do is seen when a worker is made of it.
+    pub fn read(head: &[u8], sessions: Bytes) -> Result<Self, postcard::Error> {
+        let carried: Self = postcard::from_bytes(head)?;
+        Ok(Self { sessions: carried.sessions.behind(sessions), ..carried })
+    }
+
+    /// Every descriptor that has to be there still after the exec, but for those of sessions.
+    fn few(&self) -> impl Iterator<Item = RawFd> {
         let epolls = self.epoll.iter().chain(&self.retired).copied();
         let doors = self.doors.iter().map(|door| door.fd);
-        epolls.chain(doors).chain(sessions.flatten()).chain(self.spares.iter().map(|spare| spare.fd))
+        epolls.chain(doors).chain(self.spares.iter().map(|spare| spare.fd))
+    }
+
+    #[cfg(test)]
+    fn descriptors(&self) -> Vec<RawFd> {
+        let sessions = self.sessions.all().unwrap().into_iter();
+        let sessions = sessions.flat_map(|s| [Some(s.client.fd), s.server.map(|end| end.fd)]).flatten();
+        self.few().chain(sessions).collect()
     }
 }

@@ -2,19 +2,44 @@
 
 use std::os::fd::AsRawFd;
 
+use bytes::Bytes;
+
 use super::names::Naming;
+use super::sessions::Writing;
 use super::{CarriedEnd, CarriedFlow, CarriedQueue, CarriedSession, CarriedWorker};
 use crate::proxy::relay::{End, Flow};
 use crate::proxy::session::Session;
 use crate::proxy::worker::Worker;
 use crate::words::ProxyVersion;
 
+/// A worker as it travels.
+#[derive(Debug)]
+pub struct Written {
+    /// All but its sessions.
+    pub head: Vec<u8>,
+    /// Those.
+    pub sessions: Bytes,
+}
+
 impl Worker {
     /// Everything of a parked worker that is to outlive the process. Nothing must wait in its inbox, and no worker may
     /// run any more, for tickets and counts are common to all.
-    pub fn carry(&self) -> CarriedWorker {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&mut self) -> Result<Written, postcard::Error> {
+        let prepared = self.marking.prepared();
+        let carried = self.carry(prepared)?;
+        Ok(Written { head: postcard::to_stdvec(&carried)?, sessions: carried.sessions.into_bytes() })
+    }
+
+    /// The picture itself; sessions go into memory that is there already.
+    pub(super) fn carry(&self, prepared: Vec<u8>) -> Result<CarriedWorker, postcard::Error> {
         let mut names = Naming::of(&self.snapshot);
-        let sessions = self.sessions.iter().map(|(key, session)| session_of(key, session, &mut names)).collect();
+        let mut sessions = Writing::into(prepared);
+        for (key, session) in &self.sessions {
+            sessions.add(&session_of(key, session, &mut names))?;
+        }
         let queues = self.queues.values().filter_map(|keys| {
             let first = self.sessions.get(*keys.front()?)?;
             let keys = keys.iter().map(|key| *key as u32).collect();
@@ -22,11 +47,11 @@ impl Worker {
         });
         let queues: Vec<_> = queues.collect();
         let (spares, stocks) = self.spares.carry(&mut |backend| names.backend(backend));
-        CarriedWorker {
+        Ok(CarriedWorker {
             epoll: Some(self.epoll.0.as_raw_fd()),
             retired: self.retired.iter().map(AsRawFd::as_raw_fd).collect(),
             doors: self.doors.iter().map(|(key, door)| door.carry(key as u32)).collect(),
-            sessions,
+            sessions: sessions.done(),
             again: self.again.iter().map(|key| *key as u32).collect(),
             queues,
             spares,
@@ -35,7 +60,7 @@ impl Worker {
             shut_for: self.shut_for,
             sweep_at: self.sweep_at,
             names: names.done(),
-        }
+        })
     }
 }
 

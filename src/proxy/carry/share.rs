@@ -4,15 +4,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::assemble::Unfit;
 use super::names::Renumbered;
+use super::sessions::Writing;
 use super::{CarriedDoor, CarriedQueue, CarriedSession, CarriedStock, CarriedWorker};
 
 /// The same sessions, doors and spare connections for `count` workers. The same number changes nothing.
-pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker> {
+///
+/// # Errors
+/// The sessions make no sense.
+pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Result<Vec<CarriedWorker>, Unfit> {
     let count = count.max(1);
     if workers.len() == count {
-        return workers;
+        return Ok(workers);
     }
+    let mut tables: Vec<Vec<CarriedSession>> = vec![Vec::new(); count];
     let mut shares = empty_shares(&workers, count);
     let mut workers = workers;
     deal_doors(workers.iter_mut().flat_map(|worker| worker.doors.drain(..)).collect(), &mut shares);
@@ -20,14 +26,15 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
     for worker in workers {
         // All names are in every share, under the same numbers.
         let numbers = shares[0].names.merge(&worker.names);
-        let mut moved = HashMap::with_capacity(worker.sessions.len());
-        for mut session in worker.sessions {
-            let share = &mut shares[dealt % count];
+        let mut moved = HashMap::new();
+        for session in worker.sessions.iter() {
+            let mut session = session?;
+            let table = &mut tables[dealt % count];
             let old = session.key;
-            session.key = share.sessions.len() as u32;
+            session.key = table.len() as u32;
             session.renumber(&numbers);
             moved.insert(old, (dealt % count, session.key));
-            share.sessions.push(session);
+            table.push(session);
             dealt += 1;
         }
         for (share, key) in worker.again.iter().filter_map(|key| moved.get(key)) {
@@ -50,11 +57,14 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Vec<CarriedWorker
         }
     }
     let names = shares[0].names.clone();
-    for share in &mut shares {
+    for (share, table) in shares.iter_mut().zip(tables) {
         share.names.clone_from(&names);
-        put_in_order(share);
+        put_in_order(share, &table);
+        let mut sessions = Writing::into(Vec::new());
+        table.iter().try_for_each(|session| sessions.add(session)).map_err(|e| Unfit(e.to_string()))?;
+        share.sessions = sessions.done();
     }
-    shares
+    Ok(shares)
 }
 
 /// A number without a name stays without one, which `assemble` finds out.
@@ -126,10 +136,9 @@ fn stock_up(stocks: &mut Vec<CarriedStock>, backend: u32, key: u32, (not_before,
 }
 
 /// Of several workers' rows one: who waits longest is the first, and so is the oldest spare.
-fn put_in_order(share: &mut CarriedWorker) {
-    let since = |sessions: &[CarriedSession], key: u32| sessions[key as usize].since;
+fn put_in_order(share: &mut CarriedWorker, table: &[CarriedSession]) {
     for queue in &mut share.queues {
-        queue.keys.sort_by_key(|key| since(&share.sessions, *key));
+        queue.keys.sort_by_key(|key| table[*key as usize].since);
     }
     for stock in &mut share.stocks {
         stock.keys.sort_by_key(|key| share.spares[*key as usize].since);
@@ -160,7 +169,7 @@ mod tests {
                 worker.doors = addresses.iter().zip(0..).map(|(a, i)| door(a, (n * 3 + i) as i32)).collect();
             }
             for count in &numbers[1..] {
-                workers = share_out(workers, *count);
+                workers = share_out(workers, *count).unwrap();
                 for address in addresses {
                     let each = of(&workers, address);
                     assert!(
@@ -185,9 +194,9 @@ mod tests {
             names: Names::default(),
             ..CarriedWorker::default()
         };
-        let four = share_out(vec![one.clone()], 4);
+        let four = share_out(vec![one.clone()], 4).unwrap();
         assert!(four.iter().all(|worker| worker.doors.len() == 1), "{four:?}");
-        let six = share_out(vec![one], 6);
+        let six = share_out(vec![one], 6).unwrap();
         assert_eq!(six.iter().map(|worker| worker.doors.len()).collect::<Vec<_>>(), [1, 1, 1, 1, 0, 0]);
         assert!(six[4..].iter().all(|worker| worker.spares.is_empty()));
         assert!(six[..4].iter().all(|worker| (1..=2).contains(&worker.spares.len())), "{six:?}");

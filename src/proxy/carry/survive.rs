@@ -3,6 +3,8 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use super::Descriptors;
+use super::sessions::RECORD;
 use nix::errno::Errno;
 
 use crate::proxy::socket;
@@ -27,18 +29,29 @@ pub(in crate::proxy) struct Marking {
     on_exec: OnExec,
     /// The key to go on from; `None` where all are marked.
     next: Option<usize>,
+    /// Memory for all that is to be written while nobody is served. The kernel gives it page by page, each of which takes longer
+    /// than what is written there.
+    prepared: Vec<u8>,
 }
 
 impl Marking {
     pub(in crate::proxy) fn is_unfinished(&self) -> bool {
         self.next.is_some()
     }
+
+    pub(in crate::proxy) fn prepared(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.prepared)
+    }
 }
 
 impl Worker {
     /// Begins to mark all that the worker has; what it gets from now on is marked at once.
     pub(in crate::proxy) fn mark(&mut self, on_exec: OnExec) {
-        self.marking = Marking { on_exec, next: Some(0) };
+        let prepared = match on_exec {
+            OnExec::Keep => touched(self.sessions.len() * RECORD),
+            OnExec::Close => Vec::new(),
+        };
+        self.marking = Marking { on_exec, next: Some(0), prepared };
         for fd in self.few() {
             let _ = socket::keep_across_exec(fd, on_exec == OnExec::Keep); // it is ours, and open
         }
@@ -78,6 +91,13 @@ impl Worker {
     }
 }
 
+/// So many bytes of memory that the kernel has given already.
+fn touched(bytes: usize) -> Vec<u8> {
+    let mut memory = vec![1; bytes];
+    memory.clear();
+    memory
+}
+
 /// Has an exec leave these open. All or none: where one cannot be had so, the others are as before.
 ///
 /// # Errors
@@ -99,10 +119,11 @@ pub fn keep_on_exec(descriptors: &[RawFd]) -> Result<(), Errno> {
 ///
 /// # Errors
 /// One of them is not open.
-pub fn close_on_exec(descriptors: &[RawFd]) -> Result<(), Errno> {
-    let (Some(first), Some(last)) = (descriptors.iter().min(), descriptors.iter().max()) else { return Ok(()) };
-    if *first >= 0 && socket::close_range_on_exec(*first, *last).is_ok() {
+pub fn close_on_exec(descriptors: &Descriptors) -> Result<(), Errno> {
+    let mut all = descriptors.iter();
+    let Some(first) = all.next() else { return Ok(()) };
+    if socket::close_range_on_exec(first, all.next_back().unwrap_or(first)).is_ok() {
         return Ok(());
     }
-    descriptors.iter().try_for_each(|fd| socket::keep_across_exec(*fd, false))
+    descriptors.iter().try_for_each(|fd| socket::keep_across_exec(fd, false))
 }

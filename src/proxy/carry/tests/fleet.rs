@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::Config;
-use crate::proxy::carry::{Assembled, CarriedWorker, recall, share_out};
+use crate::proxy::carry::{Assembled, CarriedWorker, Written, recall, share_out};
 use crate::proxy::testing::address;
 use crate::proxy::tests::PATIENCE;
 use crate::proxy::{Command, Limits, Line, Outcome, Setup, Worker, bind, line};
@@ -132,7 +132,7 @@ impl Fleet {
 
     /// What another program makes of the bytes.
     pub fn assemble(file: &str, carried: Vec<CarriedWorker>, count: usize) -> Successor {
-        let carried = share_out(carried, count);
+        let carried = share_out(carried, count).unwrap();
         let (around, setups) = Around::of(file, count, &carried);
         // On as many threads, which halves the pause on two cores.
         let assembled = thread::scope(|scope| {
@@ -151,9 +151,9 @@ impl Fleet {
 
     /// The same; something happens while no program runs.
     pub fn hand_over_while(&mut self, count: usize, meanwhile: impl FnOnce()) {
-        let parked = self.park();
+        let mut parked = self.park();
         let before = self.around.alive();
-        let carried = through_bytes(&parked);
+        let carried = through_bytes(&mut parked);
         parked.into_iter().for_each(part_with);
         meanwhile();
         let Successor { around, assembled } = Self::assemble(&self.file, carried, count);
@@ -206,12 +206,9 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// What the next program reads.
-pub fn through_bytes(workers: &[Worker]) -> Vec<CarriedWorker> {
-    let carried: Vec<_> = workers.iter().map(Worker::carry).collect();
-    let bytes = postcard::to_stdvec(&carried).unwrap();
-    let read: Vec<CarriedWorker> = postcard::from_bytes(&bytes).unwrap();
-    assert_eq!(read, carried);
-    read
+pub fn through_bytes(workers: &mut [Worker]) -> Vec<CarriedWorker> {
+    let written = workers.iter_mut().map(|worker| worker.write().unwrap());
+    written.map(|Written { head, sessions }| CarriedWorker::read(&head, sessions).unwrap()).collect()
 }
 
 /// What an exec does to a worker whose descriptors stay open.

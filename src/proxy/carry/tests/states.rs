@@ -198,7 +198,10 @@ fn half_a_header_is_not_lost() {
     }
     assert_eq!(read(&mut client, 5), b"hello");
     let parked = fleet.park();
-    assert_eq!(parked[0].carry().sessions[0].peer, Some("192.0.2.1:1111".parse().unwrap()));
+    assert_eq!(
+        parked[0].carry(Vec::new()).unwrap().sessions.all().unwrap()[0].peer,
+        Some("192.0.2.1:1111".parse().unwrap())
+    );
     fleet.run(parked);
 }
 

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::thread;
 
 use super::effects::{Asker, Effects};
 use super::event::{AskId, Decision, TookOver};
@@ -14,7 +13,7 @@ use super::{Broken, Start, now};
 use crate::config::Config;
 use crate::control::socket::ControlSocket;
 use crate::control::{Place, Roll, socket};
-use crate::proxy::carry::{CarriedWorker, recall, share_out};
+use crate::proxy::carry::{CarriedWorker, Unfit, recall, share_out};
 use crate::proxy::{Setup, Worker};
 use crate::snapshot::Cells;
 use crate::words::Address;
@@ -90,21 +89,16 @@ impl Left {
     /// Makes workers of it, closes the way back, and puts them to work.
     pub fn settle(mut self, setups: Vec<Setup>, supervisor: &Supervisor, effects: &mut Effects) -> TookOver {
         let count = setups.len();
-        let cells = supervisor.cells();
-        let assemble = |setup, carried| {
-            misbehave(Point::Worker);
-            Worker::assemble(setup, carried, cells).unwrap_or_else(|e| give_up(&or_back(e.to_string())))
-        };
-        // Each by a thread of its own: that is a good part of the pause.
-        let assembled: Vec<_> = thread::scope(|scope| {
-            let parts = setups.into_iter().zip(self.workers);
-            let threads: Vec<_> = parts.map(|(setup, carried)| scope.spawn(move || assemble(setup, carried))).collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|worker| worker.unwrap_or_else(|_| give_up("its thread panicked"))).collect()
+        // Each by its own thread: that is a good part of the pause.
+        let jobs = setups.into_iter().zip(self.workers).map(|(setup, carried)| {
+            let cells = carried.names.cells(supervisor.cells()).unwrap_or_else(unfit);
+            move || {
+                misbehave(Point::Worker);
+                Worker::assemble(setup, carried, &cells).unwrap_or_else(unfit)
+            }
         });
-        for worker in &assembled {
-            self.settlement.knows(worker).unwrap_or_else(|e| give_up(&or_back(e.to_string())));
-        }
+        let assembled = effects.crew.all_do(jobs).unwrap_or_else(|| give_up("a worker's thread is gone"));
+        assembled.iter().for_each(|worker| self.settlement.knows(worker).unwrap_or_else(unfit));
         if let Some(at) = self.settlement.short_since {
             effects.limits.ran_short(at); // it was told of
         }
@@ -113,6 +107,10 @@ impl Left {
         effects.sockets.bind_further(&self.doors, count, &effects.notifier);
         how
     }
+}
+
+fn unfit<T>(why: Unfit) -> T {
+    give_up(&or_back(why.to_string()))
 }
 
 /// There is no way back, or the kernel did not let us: systemd starts lbd again, with the listening sockets that it holds.

@@ -19,6 +19,14 @@ const LOOK: Duration = Duration::from_micros(200);
 /// How long workers may take to undo what was done for an exec that did not come.
 const UNMARK: Duration = Duration::from_millis(50);
 
+/// What a thread is to do next.
+enum Post {
+    /// Run this until it parks.
+    Run(Box<Worker>),
+    /// This, which tells by itself what came of it.
+    Do(Box<dyn FnOnce() + Send>),
+}
+
 /// Where workers that have parked are given back while somebody waits for them.
 type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
 
@@ -34,8 +42,8 @@ pub struct Parked {
 pub struct Crew {
     /// To each worker.
     pub lines: Vec<Line>,
-    /// To each thread: the worker that it is to run.
-    posts: Vec<SyncSender<Worker>>,
+    /// To each thread.
+    posts: Vec<SyncSender<Post>>,
     desk: Desk,
 }
 
@@ -58,11 +66,11 @@ impl Crew {
         let (mut lines, mut posts, mut seats) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (line, inbox)) in ends.into_iter().enumerate() {
             let others = wakers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, w)| Arc::clone(w)).collect();
-            let (post, workers) = sync_channel(1);
+            let (post, to_do) = sync_channel(1);
             let desk = Arc::clone(&desk);
             thread::Builder::new().name(format!("lbd-worker-{index}")).spawn(move || {
                 signals::leave_to_others();
-                work(index, &workers, &desk);
+                work(index, &to_do, &desk);
             })?;
             lines.push(line);
             posts.push(post);
@@ -71,10 +79,28 @@ impl Crew {
         Ok((Self { lines, posts, desk }, seats))
     }
 
+    /// Has each thread do one of these, and returns what they made, in the same order; `None` where a thread is gone.
+    pub fn all_do<T, F>(&self, jobs: impl IntoIterator<Item = F>) -> Option<Vec<T>>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (give, given) = channel();
+        for (n, (post, job)) in self.posts.iter().zip(jobs).enumerate() {
+            let give = give.clone();
+            let job = Box::new(move || drop(give.send((n, job()))));
+            post.send(Post::Do(job)).ok()?;
+        }
+        drop(give);
+        let mut made: Vec<(usize, T)> = given.iter().collect();
+        made.sort_by_key(|(n, _)| *n);
+        (made.len() == self.posts.len()).then(|| made.into_iter().map(|(_, one)| one).collect())
+    }
+
     /// Puts workers to work, in their order.
     pub fn begin(&self, workers: impl IntoIterator<Item = Worker>) {
         for (post, worker) in self.posts.iter().zip(workers) {
-            if post.send(worker).is_err() {
+            if post.send(Post::Run(Box::new(worker))).is_err() {
                 error!("a worker's thread is gone; restart lbd");
             }
         }
@@ -139,7 +165,7 @@ impl Crew {
         }
         for (post, parked) in self.posts.iter().zip(parked) {
             if let Some(parked) = parked {
-                let _ = post.send(parked.worker);
+                let _ = post.send(Post::Run(Box::new(parked.worker)));
             }
         }
         self.close_on_exec();
@@ -152,8 +178,15 @@ impl Crew {
 }
 
 /// A thread's life: until the crew is gone.
-fn work(index: usize, workers: &Receiver<Worker>, desk: &Desk) {
-    while let Ok(mut worker) = workers.recv() {
+fn work(index: usize, posts: &Receiver<Post>, desk: &Desk) {
+    while let Ok(post) = posts.recv() {
+        let mut worker = match post {
+            Post::Run(worker) => *worker,
+            Post::Do(job) => {
+                job();
+                continue;
+            }
+        };
         loop {
             worker.run();
             let written = worker.write().map_err(|e| e.to_string());

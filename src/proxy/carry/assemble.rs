@@ -23,7 +23,7 @@ use crate::proxy::socket;
 use crate::proxy::stock::Spares;
 use crate::proxy::token::Token;
 use crate::proxy::worker::{REFRESH, Setup, Worker};
-use crate::snapshot::{BackendCell, Cells, ListenerCell, PoolCell};
+use crate::snapshot::{BackendCell, ListenerCell, PoolCell};
 use crate::words::ProxyVersion;
 
 /// Why a picture cannot become a worker.
@@ -67,11 +67,9 @@ impl Worker {
     /// connections have at the process, their listeners and their backends, and the memory that they hold.
     ///
     /// # Errors
-    /// What is carried contradicts itself or names what `cells` does not have, which [`super::recall`] sees to; or the
-    /// process has no descriptor left. The descriptors are as they were.
-    pub fn assemble(setup: Setup, carried: CarriedWorker, cells: &Cells) -> Result<Assembled, Unfit> {
+    /// What is carried contradicts itself; or the process has no descriptor left. The descriptors are as they were.
+    pub fn assemble(setup: Setup, carried: CarriedWorker, cells: &Resolved) -> Result<Assembled, Unfit> {
         let mut check = Check::of(&carried)?;
-        let cells = carried.names.cells(cells)?;
         let kernel = |what: &str, e: Errno| Unfit(format!("{what}: {}", e.desc()));
         let (epoll, anew) = match carried.epoll {
             Some(fd) => (Epoll(socket::own(fd)), false),
@@ -79,7 +77,7 @@ impl Worker {
         };
         let mut worker = ManuallyDrop::new(Worker::on(epoll, setup));
         worker.hear_inbox().map_err(|e| kernel("the inbox cannot be heard", e))?;
-        worker.fill(carried, &cells, &mut check)?;
+        worker.fill(carried, cells, &mut check)?;
         if anew {
             worker.register_all().map_err(|e| kernel("a descriptor cannot be registered", e))?;
         }

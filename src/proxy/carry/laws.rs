@@ -218,7 +218,8 @@ fn assemble(carried: CarriedWorker) -> (Result<Assembled, Unfit>, Arc<Limits>, C
         acknowledged: Arc::new(Notify::new()),
         others: vec![],
     };
-    (Worker::assemble(setup, carried, &cells), limits, cells)
+    let assembled = carried.names.cells(&cells).and_then(|cells| Worker::assemble(setup, carried, &cells));
+    (assembled, limits, cells)
 }
 
 fn open() -> RawFd {

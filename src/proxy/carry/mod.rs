@@ -27,7 +27,7 @@ use super::session::{SpareUse, State};
 
 pub use assemble::{Assembled, Unfit};
 pub use descriptors::Descriptors;
-pub use names::{Names, Spelled, recall};
+pub use names::{Names, Resolved, Spelled, recall};
 pub use picture::Written;
 pub use sessions::CarriedSessions;
 pub use share::share_out;

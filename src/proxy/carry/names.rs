@@ -99,7 +99,10 @@ impl Names {
     }
 
     /// The cells behind the names.
-    pub(super) fn cells(&self, cells: &Cells) -> Result<Resolved, Unfit> {
+    ///
+    /// # Errors
+    /// One is not there, which [`recall`] sees to.
+    pub fn cells(&self, cells: &Cells) -> Result<Resolved, Unfit> {
         let unknown = |what: &str, name: &dyn Display| Unfit(format!("no {what} is known by the name of {name}"));
         let listener =
             |l: &NamedListener| cells.listener(&l.name.0).cloned().ok_or_else(|| unknown("listener", &l.name.0));
@@ -141,7 +144,7 @@ fn places<T, K: Hash + Eq>(all: &mut Vec<T>, others: impl Iterator<Item = T>, ke
 }
 
 /// Cells by number.
-pub(super) struct Resolved {
+pub struct Resolved {
     listeners: Vec<Arc<ListenerCell>>,
     pools: Vec<Arc<PoolCell>>,
     backends: Vec<Arc<BackendCell>>,

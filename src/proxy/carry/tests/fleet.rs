@@ -134,13 +134,11 @@ impl Fleet {
     pub fn assemble(file: &str, carried: Vec<CarriedWorker>, count: usize) -> Successor {
         let carried = share_out(carried, count).unwrap();
         let (around, setups) = Around::of(file, count, &carried);
-        // On as many threads, which halves the pause on two cores.
-        let assembled = thread::scope(|scope| {
-            let (both, cells) = (setups.into_iter().zip(carried), &around.cells);
-            let threads = both.map(|(setup, it)| scope.spawn(move || Worker::assemble(setup, it, cells).unwrap()));
-            let threads: Vec<_> = threads.collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let assembled = setups.into_iter().zip(carried).map(|(setup, it)| {
+            let cells = it.names.cells(&around.cells).unwrap();
+            Worker::assemble(setup, it, &cells).unwrap()
         });
+        let assembled = assembled.collect();
         Successor { around, assembled }
     }
 

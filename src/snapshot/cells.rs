@@ -71,6 +71,11 @@ impl Live {
         self.take(SESSION, limit)
     }
 
+    /// Takes places for so many sessions that are there already.
+    pub fn count_in(&self, sessions: u32) {
+        self.0.taken.fetch_add(u64::from(sessions) * SESSION, SeqCst);
+    }
+
     /// Takes a place for a spare connection, unless `limit` are taken.
     pub fn reserve_spare(&self, limit: Option<u32>) -> bool {
         self.take(SPARE, limit)

@@ -14,7 +14,6 @@ use super::descriptors::Descriptors;
 use super::names::Resolved;
 use super::sessions::Reading;
 use super::{CarriedEnd, CarriedFlow, CarriedSession, CarriedWorker};
-use crate::proxy::Limits;
 use crate::proxy::door::{Door, Hold};
 use crate::proxy::relay::{End, Flow, Memory};
 use crate::proxy::serve::interest;
@@ -85,11 +84,15 @@ impl Worker {
     }
 
     fn fill(&mut self, carried: CarriedWorker, cells: &Resolved, check: &mut Check) -> Result<(), Unfit> {
-        let mut table = Table { sessions: carried.sessions.iter(), cells, limits: &self.limits, check, unfit: None };
+        let (sessions, memory) = (carried.sessions.iter(), &self.limits.memory);
+        let mut table = Table { sessions, cells, memory, check, places: Places::default(), unfit: None };
         self.sessions = table.by_ref().collect();
-        if let Some(unfit) = table.unfit {
+        let Table { places, unfit, .. } = table;
+        if let Some(unfit) = unfit {
             return Err(unfit);
         }
+        self.limits.sessions.count_in(self.sessions.len() as u32);
+        places.take(cells)?;
         check.rows(&carried, |key| self.sessions.get(key as usize).map(|session| session.state))?;
         let CarriedWorker { retired, doors, again, queues, spares, stocks, .. } = carried;
         let queues = queues.into_iter().map(|queue| {
@@ -148,8 +151,9 @@ impl Worker {
 struct Table<'a> {
     sessions: Reading<'a>,
     cells: &'a Resolved,
-    limits: &'a Limits,
+    memory: &'a Memory,
     check: &'a mut Check,
+    places: Places,
     unfit: Option<Unfit>,
 }
 
@@ -158,8 +162,8 @@ impl Table<'_> {
         let session = session?;
         let found = Found::of(&session, self.cells)?;
         self.check.session(&session)?;
-        self.limits.sessions.reserve(None);
-        Ok((session.key as usize, assembled(session, found, &self.limits.memory)))
+        self.places.count(&session);
+        Ok((session.key as usize, assembled(session, found, self.memory)))
     }
 }
 
@@ -174,6 +178,47 @@ impl Iterator for Table<'_> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         self.sessions.size_hint()
     }
+}
+
+/// How many sessions have a place, by number. The places are taken at once, for all workers count at the same cells at the same
+/// time, and wait for each other.
+#[derive(Default)]
+struct Places {
+    listeners: Vec<u32>,
+    backends: Vec<u32>,
+    waiting: Vec<u32>,
+}
+
+impl Places {
+    /// The numbers are known to be right.
+    fn count(&mut self, session: &CarriedSession) {
+        one_more(&mut self.listeners, session.listener);
+        session.backend.into_iter().for_each(|backend| one_more(&mut self.backends, backend));
+        if session.state == State::Queued {
+            one_more(&mut self.waiting, session.pool);
+        }
+    }
+
+    fn take(self, cells: &Resolved) -> Result<(), Unfit> {
+        for (number, count) in (0..).zip(self.listeners) {
+            cells.listener(number)?.live.count_in(count);
+        }
+        for (number, count) in (0..).zip(self.backends) {
+            cells.backend(number)?.live.count_in(count);
+        }
+        for (number, count) in (0..).zip(self.waiting) {
+            cells.pool(number)?.queued.fetch_add(count, SeqCst);
+        }
+        Ok(())
+    }
+}
+
+fn one_more(counts: &mut Vec<u32>, number: u32) {
+    let at = number as usize;
+    if at >= counts.len() {
+        counts.resize(at + 1, 0);
+    }
+    counts[at] += 1;
 }
 
 /// The cells of a session.
@@ -198,13 +243,6 @@ impl Found {
 }
 
 fn assembled(session: CarriedSession, found: Found, memory: &Memory) -> Session {
-    found.listener.live.reserve(None);
-    if let Some(backend) = &found.backend {
-        backend.live.reserve(None);
-    }
-    if session.state == State::Queued {
-        found.pool.queued.fetch_add(1, SeqCst);
-    }
     Session {
         state: session.state,
         client: end(session.client),

@@ -83,6 +83,8 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("annotate_snippets", &["config/problem.rs"]),
     ("anstream", &["bin/lbctl.rs"]),
     ("arc_swap", &["snapshot/shared.rs"]),
+    // Who owns the bytes of a record: its mapping, or who has written them.
+    ("bytes", &["proxy/carry/", "daemon/upgrade/"]),
     ("clap", &["bin/"]),
     ("clap_complete", &["bin/"]),
     ("comfy_table", &["observe/table.rs"]),
@@ -95,6 +97,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("jiff", &["daemon/logging/line.rs"]),
     // Of nix in the second: the exec that goes back must not allocate, and nix's does.
     ("libc", &["proxy/socket.rs", "daemon/upgrade/guard.rs"]),
+    ("memmap2", &["daemon/upgrade/guard.rs"]),
     // The kernel itself; nobody is going to replace it.
     (
         "nix",
@@ -114,7 +117,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("notify", &["daemon/watch.rs", "daemon/watch/"]),
     ("owo_colors", &["observe/table.rs"]),
     // What each worker leaves to a successor, encoded by its own thread.
-    ("postcard", &["daemon/crew.rs", "daemon/upgrade/take_over.rs"]),
+    ("postcard", &["proxy/carry/"]),
     ("saphyr_parser", &["config/tree.rs"]),
     ("sd_notify", &["daemon/systemd.rs"]),
     // A derive on what travels or is shown.

@@ -33,7 +33,7 @@ type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
 /// A worker that stands still.
 pub struct Parked {
     worker: Worker,
-    /// All that it has, as it is carried; each thread writes its own, which is most of the pause.
+    /// All that it has, as it is carried; each thread writes its own.
     pub written: Result<Written, String>,
 }
 

@@ -235,6 +235,9 @@ impl Lookout {
     }
 
     fn try_watch(&mut self) -> notify::Result<()> {
+        if self.shared.state().paused {
+            return Ok(());
+        }
         if std::mem::take(&mut self.shared.state().deaf) {
             self.ear = None;
         }
@@ -298,24 +301,32 @@ impl Lookout {
         };
         let mut state = sleep(shared.state(), self.timing.poll);
         if state.paused {
-            drop(state);
-            self.ear = None;
-            state =
-                shared.wake.wait_while(shared.state(), |s| s.paused && !s.stop).unwrap_or_else(PoisonError::into_inner);
-            return if state.stop { Woken::Stop } else { Woken::Stirred };
+            state = self.pause(state, &shared);
         }
         if !state.stirred && !state.stop {
             return Woken::Time;
         }
         let end = Instant::now() + self.timing.longest;
-        while state.stirred && !state.stop && !state.paused {
+        while state.stirred && !state.stop {
             state.stirred = false;
             state = sleep(state, self.timing.quiet.min(end.saturating_duration_since(Instant::now())));
-            if Instant::now() >= end {
+            if state.paused {
+                state = self.pause(state, &shared);
+            } else if Instant::now() >= end {
                 state.stirred = false;
             }
         }
         if state.stop { Woken::Stop } else { Woken::Stirred }
+    }
+
+    /// Lets go of the watches until it is to go on. Then whatever came meanwhile has stirred, so that who still writes has quiet time.
+    fn pause<'a>(&mut self, state: MutexGuard<'a, State>, shared: &'a Shared) -> MutexGuard<'a, State> {
+        drop(state);
+        self.ear = None;
+        let waited = shared.wake.wait_while(shared.state(), |state| state.paused && !state.stop);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.stirred = true;
+        state
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs;
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use socket2::Socket;
 
@@ -182,4 +183,43 @@ fn who_is_not_called_by_lbd_takes_nothing_over() {
         );
     }
     until("nothing was begun", || (!dir.path().join("control.sock").exists()).then_some(()));
+}
+
+/// Sockets of a process that a program executed in its place would have.
+fn sockets_that_an_exec_leaves_open(pid: &Value) -> Vec<String> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap());
+    let is_socket =
+        |fd: &fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    let sockets: Vec<_> = open.filter(is_socket).map(|fd| fd.file_name().into_string().unwrap()).collect();
+    assert!(sockets.len() > 100, "{sockets:?}");
+    let stays = |fd: &String| {
+        let told = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default(); // maybe it has gone
+        let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("02000000");
+        u32::from_str_radix(flags.trim(), 8).unwrap() & 0o2_000_000 == 0
+    };
+    sockets.into_iter().filter(stays).collect()
+}
+
+#[test]
+fn where_the_kernel_does_not_execute_the_program_all_goes_on_and_everybody_is_heard() {
+    let failing = Failing::with_clients(100);
+    let (lbd, pid) = (&failing.lbd, failing.status()["pid"].clone());
+    let program = lbd.dir().join("next");
+    for turn in 1..=2 {
+        fs::copy(env!("CARGO_BIN_EXE_lbd"), &program).unwrap();
+        failing.tell("unfit@Begun 0");
+        let ran = lbd.lbctl(&["upgrade", program.to_str().unwrap()]);
+        assert!(ran.code == Some(1) && ran.err.contains("cannot be executed: Permission denied"), "{ran:?}");
+        failing.all_are_served();
+        assert!(sockets_that_an_exec_leaves_open(&pid).is_empty());
+        lbd.signal(Signal::SIGHUP);
+        lbd.await_log_times("by=SIGHUP", turn);
+        let file = lbd.file();
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("{text}# {turn}\n")).unwrap();
+        lbd.await_log_times("by=watcher", turn);
+        failing.tell("well@Begun 0");
+        lbd.done(&["upgrade"]);
+        failing.all_are_served();
+    }
 }

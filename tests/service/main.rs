@@ -12,6 +12,7 @@ mod client;
 #[path = "../behaviour/skip.rs"]
 mod skip;
 
+mod applications;
 mod guide;
 mod load;
 mod machine;

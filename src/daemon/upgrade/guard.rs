@@ -93,7 +93,15 @@ pub struct Called {
     /// Why the successor, which was to take over, did not: this is the predecessor again.
     pub failure: Option<String>,
     /// The predecessor's program, and what went wrong; their descriptors go when the take-over is settled.
-    _others: [OwnedFd; 2],
+    others: [OwnedFd; 2],
+}
+
+impl Called {
+    /// All three.
+    pub fn descriptors(&self) -> [RawFd; 3] {
+        let [program, why] = &self.others;
+        [self.record.as_raw_fd(), program.as_raw_fd(), why.as_raw_fd()]
+    }
 }
 
 /// Whether this process is to take over: then the way back is open from now on. To be called first of all.
@@ -124,12 +132,12 @@ pub fn called() -> Result<Option<Called>, String> {
         WAY.store(OPEN, SeqCst);
         watch_over(misbehave::patience(Turn::Again).unwrap_or(patience) * LAST);
         let failure = Some(told(&others[1]));
-        return Ok(Some(Called { record: file, failure, _others: others }));
+        return Ok(Some(Called { record: file, failure, others }));
     }
     let ready = Ready::new(program, &format!("{record}:{program}:{why}:{BACK}")).map_err(|e| strange(e.to_string()))?;
     open(Predecessor { ready, why, held: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()) });
     watch_over(misbehave::patience(Turn::First).unwrap_or(patience));
-    Ok(Some(Called { record: file, failure: None, _others: others }))
+    Ok(Some(Called { record: file, failure: None, others }))
 }
 
 fn numbers(what: &OsString) -> Option<(RawFd, RawFd, RawFd, bool)> {
@@ -370,14 +378,13 @@ pub fn own_program() -> io::Result<File> {
     File::open("/proc/self/exe")
 }
 
-/// A record, where it lies. It must be [sealed](record::is_sealed).
-///
-/// # Errors
-/// There is no room for it.
-pub fn mapped(record: &File) -> io::Result<Bytes> {
+/// A record, where it lies; `None` where it can only be read. Privately, for kernels before 6.7 refuse to share what is sealed, even
+/// with who would but read it.
+pub fn mapped(record: &File) -> Option<Bytes> {
+    record::is_sealed(record).ok()?;
     // SAFETY: it is sealed: nobody can change it, or make it shorter.
-    let map = unsafe { MmapOptions::new().populate().map(record) };
-    map.map(Bytes::from_owner)
+    let map = unsafe { MmapOptions::new().populate().map_copy_read_only(record) };
+    map.ok().map(Bytes::from_owner)
 }
 
 /// Gives the process its name: one executed by its descriptor is called by that number.
@@ -394,7 +401,7 @@ pub fn ruin_the_heap() {
         let end = last.as_mut_ptr().add(last.len());
         std::ptr::write_bytes(end, 0xff, 32);
     }
-    std::mem::forget(last);
+    std::mem::forget(std::hint::black_box(last)); // or an optimiser would see that nobody wants it
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::daemon::{children, now, signals};
 use crate::observe::json;
-use crate::proxy::carry::keep_on_exec;
+use crate::proxy::carry::{RECORD, keep_on_exec};
 
 /// How long the workers may take to come to a safe point.
 const PARK: Duration = Duration::from_secs(1);
@@ -29,9 +29,8 @@ const LAST_LOG: Duration = Duration::from_millis(2);
 const UNMARKED: &str =
     "a worker has not got over the last upgrade that came to nothing; see the journal, and ask again";
 
-/// Bytes of the record: most of what the daemon itself leaves takes less, and so does a session.
+/// Bytes of the record: what the daemon itself leaves takes less, as a rule.
 const OF_DAEMON: usize = 64 * 1024;
-const OF_SESSION: usize = 128;
 
 /// All workers at a safe point.
 pub(in crate::daemon) struct Standing {
@@ -80,15 +79,13 @@ impl Effects {
         if children::are_under_way() {
             return Err("a child of lbd's is at work right now; ask again in a moment".into());
         }
+        let draft = Draft::new(self.likely_length())
+            .map_err(|e| format!("a record of its state cannot be begun: {e}; ask again in a moment"))?;
         // From here on, or a flood of them would wake every short sleep again and again.
         signals::hold();
         self.logging.flush_within(LOG);
         self.pause_watching();
         self.crew.keep_on_exec(MARK);
-        let draft = match Draft::new(self.likely_length()) {
-            Ok(draft) => draft,
-            Err(e) => return Err(self.go_on_instead(format!("there is no room for a record of its state: {e}"))),
-        };
         let since = now().micros;
         let late = match self.crew.park(PARK) {
             Ok(workers) => {
@@ -103,7 +100,7 @@ impl Effects {
     /// Of the record, which may be a longer one.
     fn likely_length(&self) -> usize {
         let files = self.in_force.1.len() + self.seen.len();
-        OF_DAEMON + files + self.limits.sessions.count() as usize * OF_SESSION
+        OF_DAEMON + files + self.limits.sessions.count() as usize * RECORD
     }
 
     fn go_on_instead(&self, why: String) -> String {
@@ -115,7 +112,7 @@ impl Effects {
     /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
     pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
         let Some(Standing { workers, since, draft }) = self.parked.take() else {
-            return "nothing stood still".into();
+            return "nobody stood still".into(); // no supervisor asks for it then
         };
         let why = self.try_to_hand_over(target, supervisor, (&workers, since, draft));
         self.crew.go_on(workers);

@@ -2,6 +2,7 @@
 //! errors does any of it, and only where the environment names a file that asks for it.
 
 use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -82,6 +83,15 @@ pub fn records() -> RangeInclusive<u32> {
 /// The records that it says it reads, when it is tried.
 pub fn said_records() -> RangeInclusive<u32> {
     if asked().is_some_and(|asked| asked.how == "foreign") { 98..=99 } else { record::VERSIONS }
+}
+
+/// Makes its own program one that cannot be executed, after it was tried and found fit.
+pub fn spoil_itself() {
+    if asked().is_some_and(|asked| asked.how == "unfit") {
+        let spoilt =
+            std::env::current_exe().and_then(|own| std::fs::set_permissions(own, PermissionsExt::from_mode(0o644)));
+        spoilt.unwrap_or_else(|e| panic!("it cannot spoil itself: {e}"));
+    }
 }
 
 /// What is asked for.

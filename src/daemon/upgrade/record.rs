@@ -92,12 +92,22 @@ pub fn read(file: &File, versions: &RangeInclusive<u32>) -> Result<Vec<Bytes>, S
             length.saturating_add(HEAD as u64)
         ));
     }
-    // It stays where it is: reading it would be memory that is had from the kernel page by page.
-    let body = mapped(file).map_err(wrong)?.split_off(HEAD);
+    // It stays where it is: reading it would be memory that is had from the kernel page by page. But who reads it may be the last
+    // one who can.
+    let body = match mapped(file) {
+        Some(mut record) => record.split_off(HEAD),
+        None => read_body(file, length as usize).map_err(wrong)?,
+    };
     if crc32fast::hash(&body) != checksum {
         return Err("the record is damaged: its checksum is another one".into());
     }
     split(body).ok_or_else(|| "the record is damaged: its sections do not fill it".into())
+}
+
+fn read_body(file: &File, length: usize) -> io::Result<Bytes> {
+    let mut body = vec![0; length];
+    file.read_exact_at(&mut body, HEAD as u64)?;
+    Ok(body.into())
 }
 
 /// Whether this may be a record at all: only what is sealed says the same to whoever reads it next.
@@ -160,6 +170,8 @@ mod tests {
             assert_eq!(read(&record, &VERSIONS).unwrap(), sections());
             assert_eq!(read(&record, &VERSIONS).unwrap(), sections(), "whoever falls back reads it again");
             assert!(record.write_at(b"x", 0).is_err() && record.set_len(3).is_err());
+            let whole = mapped(&record).unwrap();
+            assert_eq!(read_body(&record, whole.len() - HEAD).unwrap(), whole[HEAD..], "where it cannot be mapped");
         }
         assert!(read(&write(&[], 50), &VERSIONS).unwrap().is_empty());
     }

@@ -82,7 +82,12 @@ impl Heritage {
     pub(in crate::daemon) fn take(self) -> Result<(Belongings, Vec<CarriedWorker>, Settlement), String> {
         let Heritage { called, daemon, workers, .. } = self;
         let mut kept = Descriptors::default();
-        daemon.descriptors().into_iter().try_for_each(|fd| kept.add(fd)).map_err(|e| or_back(e.to_string()))?;
+        daemon
+            .descriptors()
+            .into_iter()
+            .chain(called.descriptors())
+            .try_for_each(|fd| kept.add(fd))
+            .map_err(|e| or_back(e.to_string()))?;
         let settlement = Settlement {
             called,
             kept,

@@ -183,6 +183,7 @@ pub fn say() -> ExitCode {
         Err(problems) => problems.iter().map(|problem| problem.one_line("lbd.yaml")).collect(),
     };
     let lbd = test_version().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+    misbehave::spoil_itself();
     let said = Said { lbd, records: misbehave::said_records().into_inner(), problems };
     match writeln!(io::stdout(), "{}", json::compact(&said)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,6 +25,9 @@ use crate::proxy::worker::{REFRESH, Setup, Worker};
 use crate::snapshot::{BackendCell, ListenerCell, PoolCell};
 use crate::words::ProxyVersion;
 
+/// More than there ever were sessions at the same time: each takes two descriptors.
+const MOST_KEYS: u32 = 1 << 24;
+
 /// Why a picture cannot become a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit(pub String);
@@ -83,6 +86,9 @@ impl Worker {
         Ok(Assembled { worker, descriptors: check.descriptors })
     }
 
+    /// While the table is collected it owns descriptors, and nothing keeps them from being closed with it. So the first session that is
+    /// unfit ends the row: what there is of the table comes to lie in this worker, which is never dropped. (And who panics goes
+    /// back before anything is dropped.)
     fn fill(&mut self, carried: CarriedWorker, cells: &Resolved, check: &mut Check) -> Result<(), Unfit> {
         let (sessions, memory) = (carried.sessions.iter(), &self.limits.memory);
         let mut table = Table { sessions, cells, memory, check, places: Places::default(), unfit: None };
@@ -310,6 +316,8 @@ impl Check {
     pub fn of(carried: &CarriedWorker) -> Result<Self, Unfit> {
         let mut check = Self::default();
         carried.few().try_for_each(|fd| check.descriptors.add(fd))?;
+        let keys = carried.doors.iter().map(|door| door.key).chain(carried.spares.iter().map(|spare| spare.key));
+        keys.into_iter().try_for_each(fits)?;
         if let Some(key) = twice(carried.doors.iter().map(|door| door.key)) {
             return Err(Unfit(format!("two listening sockets have the key {key}")));
         }
@@ -335,6 +343,7 @@ impl Check {
         if let Some(last) = self.last.replace(*key).filter(|last| last >= key) {
             return Err(Unfit(format!("session {key} stands behind session {last}")));
         }
+        fits(*key)?;
         let served = matches!(state, State::Connecting | State::Relaying);
         if *state == State::Gone || server.is_some() != served || backend.is_some() != served {
             let (server, backend) = (server.is_some(), backend.is_some());
@@ -363,6 +372,11 @@ impl Check {
         }
         Ok(())
     }
+}
+
+/// A table has room for everything below its highest key, so that a wrong one would be all memory there is.
+fn fits(key: u32) -> Result<(), Unfit> {
+    if key < MOST_KEYS { Ok(()) } else { Err(Unfit(format!("no table ever had a key like {key}"))) }
 }
 
 fn twice(mut keys: impl Iterator<Item = u32>) -> Option<u32> {

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 
 use super::assemble::Unfit;
 
-/// More than a kernel gives to a process (`fs.nr_open` is a million).
+/// More than a process has: the kernel gives out the lowest number that is free.
 const MOST: usize = 1 << 26;
 
 /// Numbers, each once.

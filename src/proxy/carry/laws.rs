@@ -290,10 +290,13 @@ proptest! {
 #[test]
 fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
     type Spoil = fn(&mut CarriedWorker, &mut Vec<CarriedSession>);
-    let cases: [(&str, Spoil); 12] = [
+    let cases: [(&str, Spoil); 15] = [
         ("is carried twice", |_, s| s[1].client.fd = s[0].client.fd),
         ("can be none", |_, s| s[1].client.fd = -1),
         ("stands behind session", |_, s| s[1].key = s[0].key),
+        ("like 16777216", |_, s| s[1].key = 1 << 24),
+        ("like 4294967295", |it, _| it.spares[0].key = u32::MAX),
+        ("like 4294967295", |it, _| it.doors[0].key = u32::MAX),
         ("is Gone", |_, s| s[0].state = State::Gone),
         ("with a server: false", |_, s| s[0].server = None),
         ("is not there", |it, _| it.again.push(2)),

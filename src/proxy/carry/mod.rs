@@ -29,7 +29,7 @@ pub use assemble::{Assembled, Unfit};
 pub use descriptors::Descriptors;
 pub use names::{Names, Resolved, Spelled, recall};
 pub use picture::Written;
-pub use sessions::CarriedSessions;
+pub use sessions::{CarriedSessions, RECORD};
 pub use share::share_out;
 pub(super) use survive::Marking;
 pub use survive::{OnExec, close_on_exec, keep_on_exec};

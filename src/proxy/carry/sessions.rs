@@ -1,4 +1,4 @@
-//! CarriedSessions as they travel: one behind the other, as bytes. They are read one by one when the table is made of them, for
+//! Sessions as they travel: one behind the other, as bytes. They are read one by one when the table is made of them, for
 //! thousands of them read at once would be memory that is had from the kernel page by page while everybody waits.
 
 use std::fmt;
@@ -9,8 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::CarriedSession;
 use super::assemble::Unfit;
 
-/// Bytes of a session's record, where it is long.
-pub(super) const RECORD: usize = 128;
+/// Bytes of a session's record, where nothing is held for it and its numbers are long.
+pub const RECORD: usize = 128;
+/// The least that it takes.
+const LEAST: usize = 40;
 
 /// A row of sessions. How many they are is in the worker's head; they are behind it.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -23,6 +25,11 @@ impl CarriedSessions {
     /// A row as it has come, with the number of them that was told before.
     pub(super) fn behind(self, bytes: Bytes) -> Self {
         Self { bytes, ..self }
+    }
+
+    /// What is behind the head.
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.bytes
     }
 
     #[cfg(test)]
@@ -63,7 +70,7 @@ impl<'de> Deserialize<'de> for CarriedSessions {
     }
 }
 
-/// CarriedSessions on their way out of bytes.
+/// Sessions on their way out of bytes.
 pub(super) struct Reading<'a> {
     left: u32,
     bytes: &'a [u8],
@@ -96,12 +103,12 @@ impl Iterator for Reading<'_> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // A session is many bytes: whatever the head says, there are not more than these.
-        (self.bytes.len().min(self.left as usize), None)
+        // Whatever the head says, there are not more than these.
+        ((self.bytes.len() / LEAST).min(self.left as usize), None)
     }
 }
 
-/// CarriedSessions on their way into bytes.
+/// Sessions on their way into bytes.
 pub(super) struct Writing {
     count: u32,
     bytes: Vec<u8>,
@@ -124,16 +131,10 @@ impl Writing {
     }
 }
 
-impl CarriedSessions {
-    /// What is behind the head.
-    pub(super) fn into_bytes(self) -> Bytes {
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 pub(super) fn row(sessions: &[CarriedSession]) -> CarriedSessions {
     let mut writing = Writing::into(Vec::new());
     sessions.iter().for_each(|session| writing.add(session).unwrap());
+    assert!(writing.bytes.len() >= sessions.len() * LEAST);
     writing.done()
 }

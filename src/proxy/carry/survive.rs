@@ -29,8 +29,8 @@ pub(in crate::proxy) struct Marking {
     on_exec: OnExec,
     /// The key to go on from; `None` where all are marked.
     next: Option<usize>,
-    /// Memory for all that is to be written while nobody is served. The kernel gives it page by page, each of which takes longer
-    /// than what is written there.
+    /// Memory for all that is to be written while nobody is served. The kernel gives it page by page as it is touched, which takes
+    /// longer than what is written there; zeros would touch nothing.
     prepared: Vec<u8>,
 }
 
@@ -40,7 +40,14 @@ impl Marking {
     }
 
     pub(in crate::proxy) fn prepared(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.prepared)
+        let mut memory = std::mem::take(&mut self.prepared);
+        memory.clear();
+        memory
+    }
+
+    fn touch_some(&mut self) {
+        let more = (self.prepared.len() + BATCH * RECORD).min(self.prepared.capacity());
+        self.prepared.resize(more, 1);
     }
 }
 
@@ -48,7 +55,7 @@ impl Worker {
     /// Begins to mark all that the worker has; what it gets from now on is marked at once.
     pub(in crate::proxy) fn mark(&mut self, on_exec: OnExec) {
         let prepared = match on_exec {
-            OnExec::Keep => touched(self.sessions.len() * RECORD),
+            OnExec::Keep => Vec::with_capacity(self.sessions.len() * RECORD),
             OnExec::Close => Vec::new(),
         };
         self.marking = Marking { on_exec, next: Some(0), prepared };
@@ -72,6 +79,7 @@ impl Worker {
     pub(in crate::proxy) fn mark_some(&mut self) -> bool {
         let Some(first) = self.marking.next else { return false };
         let keep = self.marking.on_exec == OnExec::Keep;
+        self.marking.touch_some();
         let end = self.sessions.capacity();
         let last = first.saturating_add(BATCH).min(end);
         for session in (first..last).filter_map(|key| self.sessions.get(key)) {
@@ -89,13 +97,6 @@ impl Worker {
             let _ = socket::keep_across_exec(fd.as_raw_fd(), true);
         }
     }
-}
-
-/// So many bytes of memory that the kernel has given already.
-fn touched(bytes: usize) -> Vec<u8> {
-    let mut memory = vec![1; bytes];
-    memory.clear();
-    memory
 }
 
 /// Has an exec leave these open. All or none: where one cannot be had so, the others are as before.

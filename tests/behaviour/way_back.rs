@@ -211,7 +211,7 @@ fn where_the_kernel_does_not_execute_the_program_all_goes_on_and_everybody_is_he
         let ran = lbd.lbctl(&["upgrade", program.to_str().unwrap()]);
         assert!(ran.code == Some(1) && ran.err.contains("cannot be executed: Permission denied"), "{ran:?}");
         failing.all_are_served();
-        assert!(sockets_that_an_exec_leaves_open(&pid).is_empty());
+        until("an exec would close every socket", || sockets_that_an_exec_leaves_open(&pid).is_empty().then_some(()));
         lbd.signal(Signal::SIGHUP);
         lbd.await_log_times("by=SIGHUP", turn);
         let file = lbd.file();

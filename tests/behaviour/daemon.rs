@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -11,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use lbd::proxy::carry::{Descriptors, close_on_exec, keep_on_exec};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -77,9 +79,23 @@ impl Lbd {
     }
 
     /// Starts this command, and waits for nothing.
-    pub fn spawn(mut command: Command, dir: Arc<TempDir>) -> Self {
+    pub fn spawn(command: Command, dir: Arc<TempDir>) -> Self {
+        Self::spawn_passing(command, dir, &[])
+    }
+
+    /// The same; it inherits these descriptors, which no other one does.
+    pub fn spawn_passing(mut command: Command, dir: Arc<TempDir>, descriptors: &[RawFd]) -> Self {
         have_descriptors();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut passed = Descriptors::default();
+        descriptors.iter().for_each(|fd| passed.add(*fd).unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = {
+            let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+            keep_on_exec(descriptors).unwrap();
+            let child = command.spawn();
+            close_on_exec(&passed).unwrap();
+            child.unwrap()
+        };
         let log = Arc::new(Log::default());
         let (stderr, to) = (child.stderr.take().unwrap(), Arc::clone(&log));
         let reader = thread::spawn(move || {
@@ -258,6 +274,9 @@ impl Drop for Lbd {
         }
     }
 }
+
+/// One at a time is started: for a moment what one is passed would be every other's, and stay open for as long as that runs.
+static STARTING: Mutex<()> = Mutex::new(());
 
 /// How long nothing happens between two upgrades that are made beside the tests.
 const BESIDE: Duration = Duration::from_millis(150);

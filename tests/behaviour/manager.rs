@@ -26,11 +26,16 @@ impl Manager {
         Self { ear: UnixDatagram::bind(&path).unwrap(), path, store: Vec::new() }
     }
 
-    /// lbd about to run, told where its manager is, with all that the store has.
+    /// lbd about to run, told where its manager is, with all that the store has: which are to be passed when it is started.
     pub fn command(&self, lbd: &Command) -> Command {
         let mut command = passing(lbd, &self.store);
         command.env("NOTIFY_SOCKET", &self.path);
         command
+    }
+
+    /// The descriptors in the store.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        self.store.iter().map(|(_, fd)| *fd).collect()
     }
 
     /// The next message, carried out as far as it is about the store; `None` where none comes within this time.
@@ -39,8 +44,7 @@ impl Manager {
         let mut room = [0; 4096];
         let mut cmsgs = nix::cmsg_space!([RawFd; 253]);
         let mut parts = [IoSliceMut::new(&mut room)];
-        // Not closed on exec: a successor is to inherit them.
-        let got = recvmsg::<()>(self.ear.as_raw_fd(), &mut parts, Some(&mut cmsgs), MsgFlags::empty());
+        let got = recvmsg::<()>(self.ear.as_raw_fd(), &mut parts, Some(&mut cmsgs), MsgFlags::MSG_CMSG_CLOEXEC);
         let got = got.ok()?;
         let rights = |c| if let ControlMessageOwned::ScmRights(fds) = c { fds } else { Vec::new() };
         let fds: Vec<RawFd> = got.cmsgs().unwrap().flat_map(rights).collect();

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -21,7 +20,7 @@ fn service(config: &str) -> (Manager, Lbd) {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     fs::write(dir.path().join("lbd.yaml"), config).unwrap();
     let mut manager = Manager::new(dir.path());
-    let lbd = Lbd::spawn(manager.command(&lbd_command(dir.path())), dir);
+    let lbd = Lbd::spawn_passing(manager.command(&lbd_command(dir.path())), dir, &manager.descriptors());
     manager.await_line("READY=1");
     (manager, lbd)
 }
@@ -30,7 +29,7 @@ fn service(config: &str) -> (Manager, Lbd) {
 fn successor(manager: &mut Manager, before: &Lbd) -> Lbd {
     while manager.hear(Duration::from_millis(1)).is_some() {} // what the first one said last
     let dir = before.shared_dir();
-    let lbd = Lbd::spawn(manager.command(&lbd_command(dir.path())), dir);
+    let lbd = Lbd::spawn_passing(manager.command(&lbd_command(dir.path())), dir, &manager.descriptors());
     manager.await_line("READY=1");
     lbd
 }
@@ -122,12 +121,6 @@ fn a_unix_socket_survives_too_and_its_path_is_bound_anew_where_it_has_gone() {
     }
 }
 
-/// A descriptor that a child inherits.
-fn inheritable(socket: &TcpListener) -> RawFd {
-    fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    socket.as_raw_fd()
-}
-
 #[test]
 fn a_socket_unit_passes_sockets_by_address_and_one_without_a_listener_is_told_of() {
     let a = Backend::start(named("a"));
@@ -136,8 +129,9 @@ fn a_socket_unit_passes_sockets_by_address_and_one_without_a_listener_is_told_of
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let config = web(&[("a", &a)], "").replace("127.0.0.1:0", &to.to_string());
     fs::write(dir.path().join("lbd.yaml"), &config).unwrap();
-    let passed = [("lbd.socket".to_owned(), inheritable(&other)), ("lbd.socket".to_owned(), inheritable(&wanted))];
-    let mut lbd = Lbd::spawn(passing(&lbd_command(dir.path()), &passed), dir);
+    let descriptors = [other.as_raw_fd(), wanted.as_raw_fd()];
+    let passed = descriptors.map(|fd| ("lbd.socket".to_owned(), fd));
+    let mut lbd = Lbd::spawn_passing(passing(&lbd_command(dir.path()), &passed), dir, &descriptors);
     let warned = lbd.await_log("a socket unit passes an address that no listener has");
     assert!(warned.contains(&elsewhere.to_string()), "{warned}");
     assert!(lbd.await_log("not every worker accepts here").contains(&to.to_string()));

@@ -122,7 +122,7 @@ fn an_upgrade_that_is_done_just_as_its_time_is_up_is_done_or_not_but_nothing_bet
         let upgraded = match ran.code {
             Some(0) => true,
             Some(1) if ran.err.contains("it had not taken over within") => false,
-            _ => panic!("with {patience} us: {ran:?}"),
+            _ => panic!("with {patience} us: {ran:?}\n{}", failing.lbd.log()),
         };
         *(if upgraded { &mut done } else { &mut not_done }) += 1;
         if before.replace(upgraded).is_some_and(|before| before != upgraded) {
@@ -205,6 +205,7 @@ fn where_the_kernel_does_not_execute_the_program_all_goes_on_and_everybody_is_he
     let failing = Failing::with_clients(100);
     let (lbd, pid) = (&failing.lbd, failing.status()["pid"].clone());
     let program = lbd.dir().join("next");
+    assert!(sockets_that_an_exec_leaves_open(&pid).is_empty());
     for turn in 1..=2 {
         fs::copy(env!("CARGO_BIN_EXE_lbd"), &program).unwrap();
         failing.tell("unfit@Begun 0");

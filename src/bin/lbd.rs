@@ -142,7 +142,8 @@ fn with_logging(level: LogLevel, run: impl FnOnce(&Logging) -> Result<(), daemon
     let logging = match logging::start(level) {
         Ok(logging) => logging,
         Err(e) => {
-            eprintln!("lbd: the log cannot start: {e}");
+            // Before `run` is dropped, with all that it was left. (While another thread of this process goes back, no thread can be begun.)
+            eprintln!("lbd: {}", upgrade::or_back(format!("the log cannot start: {e}")));
             return ExitCode::FAILURE;
         }
     };

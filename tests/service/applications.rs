@@ -5,8 +5,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use crate::client::until;
 use crate::machine::{Machine, Package, text};
@@ -49,6 +47,13 @@ impl Drop for Server {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::SIGTERM);
         let _ = self.0.wait();
     }
+}
+
+/// Clients of the database so far.
+fn connections(machine: &Machine) -> u64 {
+    let stats: serde_json::Value = serde_json::from_str(&machine.done(&["lbctl", "--json", "stats"])).unwrap();
+    let listeners = stats["listeners"].as_array().unwrap();
+    listeners.iter().find(|listener| listener["name"] == "db").unwrap()["connections_total"].as_u64().unwrap()
 }
 
 fn succeeds(command: &mut Command) {
@@ -106,7 +111,9 @@ fn neither_pgbench_nor_ssh_notices_that_the_package_is_upgraded() {
     let benches = benches.map(|args| bench(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let pid = machine.property("MainPID");
     for package in [Package::New, Package::Old, Package::New] {
-        thread::sleep(Duration::from_secs(3)); // no test waits for this: they are to work for a while by each version
+        // Each of the second pgbench's transactions is a connection.
+        let before = connections(&machine);
+        until("they have worked for a while", || (connections(&machine) >= before + 150).then_some(()));
         let said = machine.install(package);
         assert!(said.contains("upgraded in place"), "{said}");
     }

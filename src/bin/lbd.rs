@@ -139,7 +139,7 @@ fn complete(shell: Shell) -> ExitCode {
 
 /// Runs what logs, and has its last error written whatever happens.
 fn with_logging(level: LogLevel, run: impl FnOnce(&Logging) -> Result<(), daemon::Broken>) -> ExitCode {
-    let logging = match logging::start(level) {
+    let logging = match upgrade::log_fails().map_or_else(|| logging::start(level), Err) {
         Ok(logging) => logging,
         Err(e) => {
             // Before `run` is dropped, with all that it was left. (While another thread of this process goes back, no thread can be begun.)

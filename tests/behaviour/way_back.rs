@@ -66,6 +66,7 @@ fn whatever_ends_an_upgrade_and_whenever_a_thousand_sessions_go_on() {
         ("nul@Begun 0", "a b\n"),
         ("long@Begun 0", " ...\n"),
         ("record@Begun 0", "the record has version 2; this lbd reads 98 to 99"),
+        ("nolog@Begun 0", "the log cannot start: as it was told to"),
         ("panic@Taken 0", "as it was told to"),
         ("exit@Taken 0", "it ended before it had taken over"),
         ("crash@Taken 0", "it crashed (SIGABRT)"),

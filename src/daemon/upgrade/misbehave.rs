@@ -1,6 +1,7 @@
 //! What the tests have go wrong in a successor: they have none but this very program. Only one that is built for finding
 //! errors does any of it, and only where the environment names a file that asks for it.
 
+use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -83,6 +84,12 @@ pub fn records() -> RangeInclusive<u32> {
 /// The records that it says it reads, when it is tried.
 pub fn said_records() -> RangeInclusive<u32> {
     if asked().is_some_and(|asked| asked.how == "foreign") { 98..=99 } else { record::VERSIONS }
+}
+
+/// Why the log is not to start, as where no thread can be had.
+pub fn log_fails() -> Option<io::Error> {
+    let told = asked().is_some_and(|asked| asked.how == "nolog" && asked.is_for(guard::turn()));
+    told.then(|| io::Error::other("as it was told to"))
 }
 
 /// Makes its own program one that cannot be executed, after it was tried and found fit.

@@ -14,6 +14,7 @@ mod target;
 
 pub use guard::{Called, arguments, called, or_back, take_name};
 pub(in crate::daemon) use hand_over::Standing;
+pub use misbehave::log_fails;
 pub(in crate::daemon) use misbehave::{Point, misbehave};
 pub(in crate::daemon) use take_over::{Belongings, Settlement};
 pub use take_over::{Heritage, read};

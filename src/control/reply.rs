@@ -54,8 +54,14 @@ pub enum Reply {
         upgrades: u64,
         /// Sessions that were carried over.
         sessions: u64,
-        /// For how long nobody was served, in microseconds.
+        /// The longest time for which established sessions were not served, in microseconds.
         pause_us: u64,
+        /// For how long new clients had to wait, in microseconds.
+        #[serde(default)]
+        wait_us: u64,
+        /// Why established sessions had to be cut, where they had to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lost: Option<String>,
     },
     /// A program can take over; nothing was done.
     Upgradable {
@@ -187,11 +193,15 @@ impl Reply {
                 let drained = backends.iter().map(|backend| format!("{backend} is drained; no session is left"));
                 lines(drained.chain(notes.iter().cloned()))
             }
-            Self::Upgraded { from, to, sessions, pause_us, .. } => lines([format!(
-                "lbd {from} -> {to}; sessions carried over: {sessions}; nobody was served for {}.{} ms",
-                pause_us / 1000,
-                pause_us % 1000 / 100
-            )]),
+            Self::Upgraded { from, to, sessions, pause_us, wait_us, lost, .. } => {
+                let first = format!(
+                    "lbd {from} -> {to}; sessions carried over: {sessions}; they paused for {}, new clients waited for {}",
+                    millis(*pause_us),
+                    millis(*wait_us)
+                );
+                let lost = lost.iter().map(|why| format!("  established sessions were cut: {why}"));
+                lines(std::iter::once(first).chain(lost))
+            }
             Self::Upgradable { from, to, program, carried, left } => {
                 let first = format!("{program} can take over: lbd {from} -> {to}");
                 let carried = carried.iter().map(|line| format!("  carried over: {line}"));
@@ -208,6 +218,10 @@ impl Reply {
 
 fn lines(all: impl IntoIterator<Item = String>) -> String {
     all.into_iter().map(|line| line + "\n").collect()
+}
+
+fn millis(micros: u64) -> String {
+    format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
 }
 
 #[cfg(test)]
@@ -233,7 +247,15 @@ mod tests {
             (Reply::Changed { generation: 2, lines: vec!["a".into()] }, "changed", 0, 200),
             (Reply::Drained { generation: 2, backends: vec!["web/b1".into()], notes: vec![] }, "drained", 0, 200),
             (
-                Reply::Upgraded { from: "0.1.0".into(), to: "0.2.0".into(), upgrades: 1, sessions: 2, pause_us: 3210 },
+                Reply::Upgraded {
+                    from: "0.1.0".into(),
+                    to: "0.2.0".into(),
+                    upgrades: 1,
+                    sessions: 2,
+                    pause_us: 321,
+                    wait_us: 3210,
+                    lost: None,
+                },
                 "upgraded",
                 0,
                 200,

@@ -97,13 +97,15 @@ impl Left {
                 Worker::assemble(setup, carried, &cells).unwrap_or_else(unfit)
             }
         });
-        let assembled = effects.crew.all_do(jobs).unwrap_or_else(|| give_up("a worker's thread is gone"));
+        let mut assembled = effects.crew.all_do(jobs).unwrap_or_else(|| give_up("a worker's thread is gone"));
         assembled.iter().for_each(|worker| self.settlement.knows(worker).unwrap_or_else(unfit));
         if let Some(at) = self.settlement.short_since {
             effects.limits.ran_short(at); // it was told of
         }
-        let how = self.settlement.settle(now().micros);
+        self.settlement.catch_up(&mut assembled).unwrap_or_else(unfit);
+        let (how, stand_in) = self.settlement.settle(now().micros);
         effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()));
+        stand_in.dismiss();
         effects.sockets.bind_further(&self.doors, count, &effects.notifier);
         how
     }

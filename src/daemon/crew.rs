@@ -1,5 +1,5 @@
-//! The workers' threads. A worker is put to work, and given back whole when it has parked, with all that it has as plain data
-//! beside it: that can be carried away, or the worker be put to work again.
+//! The workers' threads. A worker is put to work, and given back whole when it has parked: what it has can be carried away, or
+//! the worker be put to work again.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use nix::sys::eventfd::EventFd;
 use tracing::error;
 
 use super::signals;
-use crate::proxy::carry::{OnExec, Written};
+use crate::proxy::carry::OnExec;
 use crate::proxy::{self, Command, Inbox, Line, Worker};
 
 /// How often it is looked whether all is done that workers do beside serving.
@@ -28,14 +28,7 @@ enum Post {
 }
 
 /// Where workers that have parked are given back while somebody waits for them.
-type Desk = Arc<Mutex<Option<Sender<(usize, Parked)>>>>;
-
-/// A worker that stands still.
-pub struct Parked {
-    worker: Worker,
-    /// All that it has, as it is carried; each thread writes its own.
-    pub written: Result<Written, String>,
-}
+type Desk = Arc<Mutex<Option<Sender<(usize, Worker)>>>>;
 
 /// All workers' threads.
 #[derive(Debug)]
@@ -114,8 +107,8 @@ impl Crew {
     }
 
     /// Puts those to work again that have parked.
-    pub fn go_on(&self, parked: Vec<Parked>) {
-        self.begin(parked.into_iter().map(|parked| parked.worker));
+    pub fn go_on(&self, parked: Vec<Worker>) {
+        self.begin(parked);
         self.close_on_exec();
     }
 
@@ -143,13 +136,13 @@ impl Crew {
     ///
     /// # Errors
     /// One is late; the others have gone on.
-    pub fn park(&self, patience: Duration) -> Result<Vec<Parked>, Late> {
+    pub fn park(&self, patience: Duration) -> Result<Vec<Worker>, Late> {
         let deadline = Instant::now() + patience;
         let (give, given) = channel();
         self.set_desk(Some(give));
         let untold: Vec<usize> =
             (0..).zip(&self.lines).filter(|(_, line)| line.tell(Command::Park).is_err()).map(|(n, _)| n).collect();
-        let mut parked: Vec<Option<Parked>> = self.lines.iter().map(|_| None).collect();
+        let mut parked: Vec<Option<Worker>> = self.lines.iter().map(|_| None).collect();
         while untold.is_empty() && parked.iter().any(Option::is_none) {
             match given.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok((index, worker)) => parked[index] = Some(worker),
@@ -164,15 +157,15 @@ impl Crew {
             return Ok(parked.into_iter().flatten().collect());
         }
         for (post, parked) in self.posts.iter().zip(parked) {
-            if let Some(parked) = parked {
-                let _ = post.send(Post::Run(Box::new(parked.worker)));
+            if let Some(worker) = parked {
+                let _ = post.send(Post::Run(Box::new(worker)));
             }
         }
         self.close_on_exec();
         Err(Late(late))
     }
 
-    fn set_desk(&self, desk: Option<Sender<(usize, Parked)>>) {
+    fn set_desk(&self, desk: Option<Sender<(usize, Worker)>>) {
         *self.desk.lock().unwrap_or_else(PoisonError::into_inner) = desk;
     }
 }
@@ -189,11 +182,10 @@ fn work(index: usize, posts: &Receiver<Post>, desk: &Desk) {
         };
         loop {
             worker.run();
-            let written = worker.write().map_err(|e| e.to_string());
             // Held while it is given: whoever clears the desk has then seen it.
             let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(desk) = &*desk else { continue }; // too late: nobody waits any more
-            let _ = desk.send((index, Parked { worker, written }));
+            let _ = desk.send((index, worker));
             break;
         }
     }

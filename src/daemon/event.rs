@@ -37,8 +37,12 @@ pub struct TookOver {
     pub from: String,
     /// Why the program that was to take over did not: this is the one that served before.
     pub failure: Option<String>,
-    /// For how long nobody was served.
+    /// The longest time for which established sessions were not served.
     pub pause: Duration,
+    /// For how long nobody new was.
+    pub shut: Duration,
+    /// Established sessions had to be cut, for this reason.
+    pub lost: Option<String>,
 }
 
 /// Who wants the configuration read.

@@ -266,6 +266,12 @@ impl Worker {
             self.epoll.modify(door.socket.as_fd(), &mut EpollEvent::new(EpollFlags::empty(), Token::Door(key).pack()));
     }
 
+    /// Has nobody accepted for now: all doors are held that were not. They are listened to again in the first turn that follows.
+    pub(super) fn hold_doors(&mut self) {
+        let open: Vec<usize> = self.doors.iter().filter(|(_, door)| door.held.is_none()).map(|(key, _)| key).collect();
+        open.into_iter().for_each(|key| self.hold_door(key, Hold::Limit));
+    }
+
     /// Listens again to the doors that were held for this reason.
     pub(super) fn open_doors(&mut self, why: Hold) {
         for (key, door) in &mut self.doors {

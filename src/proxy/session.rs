@@ -227,6 +227,14 @@ impl Session {
         }
     }
 
+    /// After a turn: once a byte has moved there is no going back to the choice.
+    pub fn has_moved(&mut self) {
+        if self.up.sent || self.down.bytes != 0 {
+            self.tried = Vec::new();
+            self.destination = None;
+        }
+    }
+
     /// When it has to end for want of bytes, and whose fault that would be.
     pub fn overdue(&self) -> (u64, Cause) {
         let patience = if self.is_half_closed() { self.idle.min(self.half_closed) } else { self.idle };

@@ -27,7 +27,7 @@ use crate::snapshot::{Reader, Snapshot};
 use crate::words::{Cause, PoolName};
 
 /// Events taken at a time.
-const EVENTS: usize = 512;
+pub(super) const EVENTS: usize = 512;
 /// How soon after a change the sessions take its timeouts.
 pub(super) const REFRESH: u64 = 100_000;
 
@@ -53,7 +53,7 @@ pub struct Setup {
 pub struct Worker {
     pub(super) index: usize,
     pub(super) epoll: Epoll,
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     reader: Reader,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) limits: Arc<Limits>,
@@ -90,8 +90,12 @@ pub struct Worker {
     seed: u64,
     /// Epoll descriptors of a predecessor that had another number of workers.
     pub(super) retired: Vec<OwnedFd>,
-    /// What is here was another program's, and has not had a turn yet.
-    pub(super) taken_over: bool,
+    /// It was parked, here or in another program, and has not had a turn since.
+    pub(super) paused: bool,
+    /// What is to be done with sessions, first of all then.
+    pub(super) due: Vec<(usize, Next)>,
+    /// Tokens and events that were told meanwhile.
+    pub(super) unheard: Vec<(u64, u32)>,
     /// What an exec does to what is here.
     pub(super) marking: Marking,
 }
@@ -140,7 +144,9 @@ impl Worker {
             serial: now as u16, // another program's last one is unknown
             seed: now | 1,
             retired: Vec::new(),
-            taken_over: false,
+            paused: false,
+            due: Vec::new(),
+            unheard: Vec::new(),
             marking: Marking::default(),
         }
     }
@@ -153,32 +159,18 @@ impl Worker {
     pub fn run(&mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut turn = Vec::new();
-        if std::mem::take(&mut self.taken_over) {
+        if std::mem::take(&mut self.paused) {
             self.now = monotonic_micros();
             self.take_up();
         }
         loop {
-            let count = match self.epoll.wait(&mut events, self.patience()) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
-                Err(e) => {
-                    // Only a descriptor that is no epoll makes it fail: nothing could be served any more.
-                    error!(worker = self.index, "epoll_wait: {e}");
-                    return;
-                }
-            };
-            self.now = monotonic_micros();
+            let patience = self.patience();
+            let Some(heard) = self.hear(&mut events, patience) else { return };
             self.look_at_snapshot();
             std::mem::swap(&mut turn, &mut self.again);
             let mut told = false;
-            for event in &events[..count] {
-                match Token::unpack(event.data()) {
-                    Token::Client(key, serial) => self.client_event((key, serial), event.events()),
-                    Token::Server(key, serial, dial) => self.server_event((key, serial), dial, event.events()),
-                    Token::Door(key) => self.knocked.push(key),
-                    Token::Inbox => told = true,
-                    Token::Spare(key) => self.spare_event(key, event.events()),
-                }
+            for event in heard {
+                told |= self.heard(*event);
             }
             for key in turn.drain(..) {
                 if let Some(session) = self.sessions.get_mut(key) {
@@ -214,9 +206,47 @@ impl Worker {
                 }
             }
             if parked {
+                self.hold_doors();
+                self.paused = true;
                 return;
             }
         }
+    }
+
+    /// Waits for events, then looks at the clock. `None` where nothing could be served any more.
+    pub(super) fn hear<'a>(
+        &mut self,
+        events: &'a mut [EpollEvent],
+        patience: EpollTimeout,
+    ) -> Option<&'a [EpollEvent]> {
+        let count = match self.epoll.wait(events, patience) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(e) => {
+                // Only a descriptor that is no epoll makes it fail.
+                error!(worker = self.index, "epoll_wait: {e}");
+                return None;
+            }
+        };
+        self.now = monotonic_micros();
+        Some(&events[..count])
+    }
+
+    /// Acts on what epoll tells; true where the daemon has told something.
+    pub(super) fn heard(&mut self, event: EpollEvent) -> bool {
+        match Token::unpack(event.data()) {
+            Token::Client(key, serial) => self.client_event((key, serial), event.events()),
+            Token::Server(key, serial, dial) => self.server_event((key, serial), dial, event.events()),
+            Token::Door(key) => self.knocked.push(key),
+            Token::Inbox => return true,
+            Token::Spare(key) => self.spare_event(key, event.events()),
+        }
+        false
+    }
+
+    /// What ends its wait.
+    pub fn waker(&self) -> Arc<EventFd> {
+        Arc::clone(&self.inbox.waker)
     }
 
     /// How long to wait for events.
@@ -333,20 +363,8 @@ impl Worker {
         let was_whole = !session.is_half_closed();
         let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
         let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
-        if session.up.sent || session.down.bytes != 0 {
-            session.tried = Vec::new(); // there is no going back to the choice
-            session.destination = None;
-        }
-        if up | down != 0 {
-            let listener = &session.listener.shards[self.index];
-            listener.bytes_in.add(up);
-            listener.bytes_out.add(down);
-            if let Some(backend) = &session.backend {
-                let backend = &backend.shards[self.index];
-                backend.bytes_in.add(up);
-                backend.bytes_out.add(down);
-            }
-        }
+        session.has_moved();
+        count_bytes(session, self.index, up, down);
         if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
             bear_with(session);
         }
@@ -365,7 +383,7 @@ impl Worker {
         }
     }
 
-    fn follow(&mut self, key: usize, next: Next) {
+    pub(super) fn follow(&mut self, key: usize, next: Next) {
         match next {
             Next::Wait => {}
             Next::Again => self.turn(key),
@@ -392,5 +410,20 @@ impl Worker {
         self.seed ^= self.seed >> 7;
         self.seed ^= self.seed << 17;
         self.seed
+    }
+}
+
+/// Counts what a session has carried, in this worker's shard.
+pub(super) fn count_bytes(session: &Session, index: usize, up: u64, down: u64) {
+    if up | down == 0 {
+        return;
+    }
+    let listener = &session.listener.shards[index];
+    listener.bytes_in.add(up);
+    listener.bytes_out.add(down);
+    if let Some(backend) = &session.backend {
+        let backend = &backend.shards[index];
+        backend.bytes_in.add(up);
+        backend.bytes_out.add(down);
     }
 }

@@ -133,7 +133,7 @@ impl Supervisor {
 
     /// This program serves in place of another: it goes on where that one was.
     pub(super) fn took_over(&mut self, how: TookOver, now: Now, out: &mut Vec<Action>) {
-        let TookOver { asker, from, failure, pause } = how;
+        let TookOver { asker, from, failure, pause, shut, lost } = how;
         self.stage = Stage::Serving;
         out.push(Action::Notify(Notice::Alive));
         if let Some(config) = &self.config {
@@ -141,7 +141,7 @@ impl Supervisor {
         }
         self.keep_overrides(now, out); // what was being written when the other program ended may not be on the disk
         self.publish(Doors::default(), out);
-        let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         match failure {
             None => {
                 self.upgrades += 1;
@@ -149,16 +149,22 @@ impl Supervisor {
                 info!(
                     event = Happening::Upgraded.as_str(),
                     generation = self.generation.0,
-                    "lbd {from} -> {to}; sessions carried over: {sessions}; pause: {}",
-                    in_millis(pause)
+                    "lbd {from} -> {to}; sessions carried over: {sessions}; they paused for {}, new clients waited for {}",
+                    in_millis(pause),
+                    in_millis(shut)
                 );
-                let reply = Reply::Upgraded { from, to, upgrades, sessions, pause_us };
+                let (pause_us, wait_us) = (micros(pause), micros(shut));
+                let reply = Reply::Upgraded { from, to, upgrades, sessions, pause_us, wait_us, lost };
                 // At once: it is so, whatever becomes of the workers.
                 out.push(Action::Answer(asker, reply));
             }
             Some(why) => {
                 error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}; lbd {from} serves on");
-                let message = format!("the new program failed: {why}\nlbd {from} serves on, and no session was lost");
+                let lost = match lost {
+                    None => "no session was lost".to_owned(),
+                    Some(why) => format!("established sessions were cut: {why}"),
+                };
+                let message = format!("the new program failed: {why}\nlbd {from} serves on, and {lost}");
                 out.push(Action::Answer(asker, Reply::refused(message)));
             }
         }

@@ -24,6 +24,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{ForkResult, Pid, fork};
 
 use super::reason::Line;
 use super::{misbehave, record};
@@ -385,6 +386,25 @@ pub fn mapped(record: &File) -> Option<Bytes> {
     // SAFETY: it is sealed: nobody can change it, or make it shorter.
     let map = unsafe { MmapOptions::new().populate().map_copy_read_only(record) };
     map.ok().map(Bytes::from_owner)
+}
+
+/// Doubles the process: `None` in the child, where the calling thread is the only one. It must not end by itself but
+/// [leave](leave), and take no lock that another thread may have had.
+///
+/// # Errors
+/// There is no process or memory left.
+pub fn double() -> io::Result<Option<Pid>> {
+    // SAFETY: memory may be had in the child, the C library sees to that; the caller sees to the rest.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Ends the process, and nothing of it is cleared up: it is all the parent's.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: always allowed.
+    unsafe { libc::_exit(code) }
 }
 
 /// Gives the process its name: one executed by its descriptor is called by that number.

@@ -1,5 +1,5 @@
-//! The old program's side: has everything stand still, writes it down, and has the kernel execute the new one. Whatever fails
-//! before that leaves everything as it was.
+//! The old program's side: has everything stand still, leaves the sessions to a stand-in, writes all down, and has the kernel
+//! execute the new one. Whatever fails before that leaves everything as it was.
 
 use std::fs::File;
 use std::io;
@@ -8,14 +8,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::record::Draft;
+use super::stand_in::{StandIn, tell_of_loss};
 use super::{CarriedDaemon, Target, guard, target};
-use crate::daemon::crew::Parked;
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::daemon::{children, now, signals};
 use crate::observe::json;
-use crate::proxy::carry::{RECORD, keep_on_exec};
+use crate::proxy::Worker;
+use crate::proxy::carry::{Roster, keep_on_exec};
 
 /// How long the workers may take to come to a safe point.
 const PARK: Duration = Duration::from_secs(1);
@@ -29,18 +30,13 @@ const LAST_LOG: Duration = Duration::from_millis(2);
 const UNMARKED: &str =
     "a worker has not got over the last upgrade that came to nothing; see the journal, and ask again";
 
-/// Bytes of the record: what the daemon itself leaves takes less, as a rule.
-const OF_DAEMON: usize = 64 * 1024;
-
 /// All workers at a safe point.
 pub(in crate::daemon) struct Standing {
-    workers: Vec<Parked>,
+    workers: Vec<Worker>,
     /// Since when: microseconds of CLOCK_MONOTONIC.
     since: u64,
-    draft: Draft,
+    stand_in: StandIn,
 }
-
-type Still<'a> = (&'a [Parked], u64, Draft);
 
 impl Effects {
     /// Tries a program, beside everything else.
@@ -71,16 +67,14 @@ impl Effects {
         self.trying.as_ref().is_some_and(|(of, _)| *of == ask)
     }
 
-    /// Has all workers come to a safe point, and keeps them.
+    /// Has all workers come to a safe point, and keeps them; their sessions are a stand-in's from here on.
     ///
     /// # Errors
-    /// One does not, or a child is under way whose parent this program is; they all work on.
+    /// One does not, there can be no stand-in, or a child is under way whose parent this program is; they all work on.
     pub(in crate::daemon) fn freeze(&mut self) -> Result<(), String> {
         if children::are_under_way() {
             return Err("a child of lbd's is at work right now; ask again in a moment".into());
         }
-        let draft = Draft::new(self.likely_length())
-            .map_err(|e| format!("a record of its state cannot be begun: {e}; ask again in a moment"))?;
         // From here on, or a flood of them would wake every short sleep again and again.
         signals::hold();
         self.logging.flush_within(LOG);
@@ -88,19 +82,21 @@ impl Effects {
         self.crew.keep_on_exec(MARK);
         let since = now().micros;
         let late = match self.crew.park(PARK) {
-            Ok(workers) => {
-                self.parked = Some(Standing { workers, since, draft });
-                return Ok(());
-            }
+            Ok(mut workers) => match StandIn::begin(&mut workers) {
+                Ok(stand_in) => {
+                    self.parked = Some(Standing { workers, since, stand_in });
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.crew.go_on(workers);
+                    return Err(self.go_on_instead(format!(
+                        "no process can be had that serves meanwhile: {e}; ask again in a moment"
+                    )));
+                }
+            },
             Err(late) => late.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
         Err(self.go_on_instead(format!("worker {late} did not come to a safe point within {} s", PARK.as_secs())))
-    }
-
-    /// Of the record, which may be a longer one.
-    fn likely_length(&self) -> usize {
-        let files = self.in_force.1.len() + self.seen.len();
-        OF_DAEMON + files + self.limits.sessions.count() as usize * RECORD
     }
 
     fn go_on_instead(&self, why: String) -> String {
@@ -111,11 +107,11 @@ impl Effects {
 
     /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
     pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
-        let Some(Standing { workers, since, draft }) = self.parked.take() else {
+        let Some(mut standing) = self.parked.take() else {
             return "nobody stood still".into(); // no supervisor asks for it then
         };
-        let why = self.try_to_hand_over(target, supervisor, (&workers, since, draft));
-        self.crew.go_on(workers);
+        let why = self.try_to_hand_over(target, supervisor, &mut standing);
+        self.crew.go_on(standing.taken_back());
         self.go_on_instead(format!("{} cannot be executed: {why}", target.path.display()))
     }
 
@@ -131,7 +127,7 @@ impl Effects {
         }
     }
 
-    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor, standing: Still<'_>) -> io::Error {
+    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor, standing: &mut Standing) -> io::Error {
         match self.written(supervisor, standing) {
             Ok((record, program, mut kept)) => {
                 self.logging.flush_within(LAST_LOG);
@@ -151,13 +147,14 @@ impl Effects {
     fn written(
         &self,
         supervisor: CarriedSupervisor,
-        (workers, frozen_at, draft): Still<'_>,
+        Standing { workers, since, stand_in }: &mut Standing,
     ) -> io::Result<(File, File, Vec<RawFd>)> {
         let (roll, control_door) = &self.connected;
         // The number of a connection that is closed may be another descriptor's by now.
         let askers = self.answers.iter().filter(|(_, asker)| !asker.has_gone());
         let daemon = CarriedDaemon {
-            frozen_at,
+            frozen_at: *since,
+            stand_in: stand_in.carry(),
             installed: self.installed.clone(),
             supervisor,
             sockets: self.sockets.carry(),
@@ -170,11 +167,25 @@ impl Effects {
         };
         let kept = daemon.descriptors();
         let daemon = json::try_compact(&daemon).map_err(io::Error::other)?;
+        let written = workers.iter_mut().map(|worker| worker.write().map_err(io::Error::other));
+        let written = written.collect::<io::Result<Vec<_>>>()?;
         let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
-        for parked in workers {
-            let written = parked.written.as_ref().map_err(|why| io::Error::other(why.clone()))?;
-            sections.extend([&written.head[..], &written.sessions]);
+        written.iter().for_each(|worker| sections.extend([&worker.head[..], &worker.sessions]));
+        Ok((Draft::new(0)?.write(&sections)?, guard::own_program()?, kept))
+    }
+}
+
+impl Standing {
+    /// The workers, who go on where the stand-in stops.
+    fn taken_back(self) -> Vec<Worker> {
+        let Self { mut workers, stand_in, .. } = self;
+        let mut roster = Roster::of_parked(&mut workers);
+        let caught_up = stand_in.stop().and_then(|service| roster.catch_up(service.meanwhile).map_err(|e| e.0));
+        if let Err(why) = caught_up {
+            tell_of_loss(&why);
+            roster.lose_track();
         }
-        Ok((draft.write(&sections)?, guard::own_program()?, kept))
+        stand_in.dismiss();
+        workers
     }
 }

@@ -19,8 +19,10 @@ pub enum Point {
     Taken,
     /// A worker is about to be built, on a thread of its own.
     Worker,
-    /// Everything is there, but the way back is open.
+    /// Everything is there, and the stand-in serves.
     Built,
+    /// It does not any more; but the way back is open.
+    Caught,
 }
 
 /// Nobody has failed here yet.

@@ -9,6 +9,7 @@ mod hand_over;
 mod misbehave;
 mod reason;
 mod record;
+mod stand_in;
 mod take_over;
 mod target;
 
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use self::stand_in::CarriedStandIn;
 use super::sockets::CarriedSockets;
 use super::supervisor::CarriedSupervisor;
 use crate::control::socket::CarriedSocket;
@@ -33,8 +35,10 @@ use crate::control::socket::CarriedSocket;
 /// go on with it knows nothing of them.
 #[derive(Debug, Serialize, Deserialize)]
 struct CarriedDaemon {
-    /// Since when nobody is served: microseconds of CLOCK_MONOTONIC.
+    /// Since when nobody new is served: microseconds of CLOCK_MONOTONIC.
     frozen_at: u64,
+    /// Who serves those who are there.
+    stand_in: CarriedStandIn,
     installed: PathBuf,
     supervisor: CarriedSupervisor,
     sockets: CarriedSockets,
@@ -57,7 +61,8 @@ impl CarriedDaemon {
         let sockets = self.sockets.inherited.iter().map(|(fd, _)| *fd);
         let askers = self.askers.iter().map(|(_, fd)| *fd);
         let control = [self.control.lock, self.control_door];
-        control.into_iter().chain(sockets).chain(askers).chain(self.silent.iter().copied()).collect()
+        let control = control.into_iter().chain(self.stand_in.descriptors());
+        control.chain(sockets).chain(askers).chain(self.silent.iter().copied()).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use super::guard::mapped;
 /// The versions of the record that this program reads, the last of which it writes. To be raised by whatever makes an older
 /// program misread it: the workers' sections are not self-describing, those of the daemon are. The same goes for the argument
 /// by which a successor is told where it is.
-pub const VERSIONS: RangeInclusive<u32> = 2..=2;
+pub const VERSIONS: RangeInclusive<u32> = 3..=3;
 
 const MAGIC: [u8; 8] = *b"lbd\0over";
 /// Magic, version, checksum, length of the sections.
@@ -38,6 +38,11 @@ impl Draft {
         let file = File::from(memfd_create("lbd-upgrade", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
         let _ = posix_fallocate(&file, 0, bytes.max(1) as i64);
         Ok(Self(file))
+    }
+
+    /// What it is written to, wherever that happens.
+    pub fn file(self) -> File {
+        self.0
     }
 
     /// A record that nobody can change any more.

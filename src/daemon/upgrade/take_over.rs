@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::guard::{self, Called, or_back, owned};
 use super::misbehave::{self, Point, misbehave};
+use super::stand_in::{StandIn, Times, tell_of_loss};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
 use crate::control::Roll;
 use crate::control::socket::ControlSocket;
@@ -15,7 +16,7 @@ use crate::daemon::event::{AskId, TookOver};
 use crate::daemon::sockets::Sockets;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::observe::json;
-use crate::proxy::carry::{Assembled, CarriedWorker, Descriptors, Unfit, close_on_exec};
+use crate::proxy::carry::{Assembled, CarriedWorker, Descriptors, Roster, Unfit, close_on_exec};
 
 /// What a program is left by the one that it was executed in place of.
 #[derive(Debug)]
@@ -75,6 +76,11 @@ pub(in crate::daemon) struct Settlement {
     pub short_since: Option<u64>,
     asker: u64,
     frozen_at: u64,
+    stand_in: StandIn,
+    /// What that one says of its time.
+    times: Option<Times>,
+    /// Or why it does not.
+    lost: Option<String>,
 }
 
 impl Heritage {
@@ -95,6 +101,9 @@ impl Heritage {
             short_since: daemon.short_since,
             asker: daemon.supervisor.asker,
             frozen_at: daemon.frozen_at,
+            stand_in: daemon.stand_in.inherit(),
+            times: None,
+            lost: None,
         };
         let lent = daemon.sockets.inherited.iter().map(|(fd, name)| (owned(*fd), name.clone())).collect();
         let sockets = Sockets::inherit(daemon.sockets, lent).map_err(or_back)?;
@@ -125,10 +134,31 @@ impl Settlement {
         self.kept.add_all(worker.descriptors())
     }
 
-    /// Everything is built: there is no way back any more, and no other program has these descriptors. `now` is microseconds
-    /// of CLOCK_MONOTONIC.
-    pub(in crate::daemon) fn settle(mut self, now: u64) -> TookOver {
+    /// Everything is built: the stand-in stops, and the workers know what it did. Nobody serves from here on.
+    ///
+    /// # Errors
+    /// That cannot be.
+    pub(in crate::daemon) fn catch_up(&mut self, workers: &mut [Assembled]) -> Result<(), Unfit> {
+        let mut roster = Roster::of_assembled(workers);
         misbehave(Point::Built);
+        match self.stand_in.stop() {
+            Ok(service) => {
+                self.times = Some(service.times);
+                roster.catch_up(service.meanwhile)
+            }
+            Err(why) => {
+                tell_of_loss(&why);
+                roster.lose_track();
+                self.lost = Some(why);
+                Ok(())
+            }
+        }
+    }
+
+    /// There is no way back any more, and no other program has these descriptors; the stand-in is to be dismissed. `now` is
+    /// microseconds of CLOCK_MONOTONIC.
+    pub(in crate::daemon) fn settle(mut self, now: u64) -> (TookOver, StandIn) {
+        misbehave(Point::Caught);
         // First: a predecessor that is executed again must find all of them open, and nobody at work on them.
         guard::settle();
         if let Err(e) = close_on_exec(&self.kept) {
@@ -136,7 +166,10 @@ impl Settlement {
         }
         let failure = self.called.failure.take();
         drop(self.called);
-        let pause = Duration::from_micros(now.saturating_sub(self.frozen_at));
-        TookOver { asker: AskId(self.asker), from: self.from, failure, pause }
+        let since = |at: u64, then: u64| Duration::from_micros(then.saturating_sub(at));
+        let shut = since(self.frozen_at, now);
+        let pause =
+            self.times.map_or(shut, |Times { begun, ended }| since(self.frozen_at, begun).max(since(ended, now)));
+        (TookOver { asker: AskId(self.asker), from: self.from, failure, pause, shut, lost: self.lost }, self.stand_in)
     }
 }

@@ -52,6 +52,10 @@ impl Assembled {
         ManuallyDrop::into_inner(self.worker)
     }
 
+    pub(super) fn worker(&mut self) -> &mut Worker {
+        &mut self.worker
+    }
+
     /// All that it will own.
     pub fn descriptors(&self) -> &Descriptors {
         &self.descriptors
@@ -116,7 +120,7 @@ impl Worker {
         // The snapshot is another one, and so may be the timeouts.
         self.changed = true;
         self.sweep_at = carried.sweep_at.min(self.now + REFRESH);
-        self.taken_over = true;
+        self.paused = true;
         Ok(())
     }
 
@@ -141,9 +145,11 @@ impl Worker {
         Ok(())
     }
 
-    /// The first thing after the commit: what could not be done before, for it closes something.
+    /// The first thing after a pause: what could not be done before, for it closes something.
     pub(in crate::proxy) fn take_up(&mut self) {
         self.retired.clear();
+        self.make_up_for();
+        self.bury();
         self.plan_spares(); // the number of workers or the snapshot may be another
         self.open_doors(Hold::Limit);
         if self.shut_until.is_none() {
@@ -286,7 +292,7 @@ fn end(end: CarriedEnd) -> End {
     End { fd: socket::own(fd), readable, writable, fin, broken }
 }
 
-fn flow(flow: CarriedFlow, memory: &Memory) -> Flow {
+pub(super) fn flow(flow: CarriedFlow, memory: &Memory) -> Flow {
     let CarriedFlow { bytes, held, bulk, sent, header, ended, closed, whole, last } = flow;
     let mut flow = Flow { bytes, held: None, bulk, sent, header, ended, closed, whole, last };
     flow.keep(&held, memory);

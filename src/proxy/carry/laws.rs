@@ -240,10 +240,10 @@ proptest! {
     ) {
         let carried = CarriedWorker { epoll: Some(epoll()), ..worker(sessions, spares, open) };
         let (assembled, limits, cells) = assemble(carried.clone());
-        let mut worker = assembled.unwrap().commit();
+        let worker = assembled.unwrap().commit();
         let Written { head, sessions } = worker.write().unwrap();
         let again = CarriedWorker::read(&head, sessions).unwrap();
-        prop_assert_eq!(&again, &worker.carry(Vec::new()).unwrap());
+        prop_assert_eq!(&again, &worker.carry().unwrap());
         prop_assert_eq!(by_descriptor(&again), by_descriptor(&carried));
         let keys = |worker: &CarriedWorker| all(worker).iter().map(|s| (s.key, s.client.fd)).collect::<Vec<_>>();
         let waiting = |worker: &CarriedWorker| worker.queues.iter().map(|queue| queue.keys.clone()).collect::<Vec<_>>();

@@ -11,6 +11,7 @@ mod names;
 mod picture;
 mod sessions;
 mod share;
+mod stand_in;
 mod survive;
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,9 @@ pub use assemble::{Assembled, Unfit};
 pub use descriptors::Descriptors;
 pub use names::{Names, Resolved, Spelled, recall};
 pub use picture::Written;
-pub use sessions::{CarriedSessions, RECORD};
+pub use sessions::CarriedSessions;
 pub use share::share_out;
+pub use stand_in::{Meanwhile, Roster};
 pub(super) use survive::Marking;
 pub use survive::{OnExec, close_on_exec, keep_on_exec};
 

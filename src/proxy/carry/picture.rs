@@ -27,16 +27,15 @@ impl Worker {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&mut self) -> Result<Written, postcard::Error> {
-        let prepared = self.marking.prepared();
-        let carried = self.carry(prepared)?;
+    pub fn write(&self) -> Result<Written, postcard::Error> {
+        let carried = self.carry()?;
         Ok(Written { head: postcard::to_stdvec(&carried)?, sessions: carried.sessions.into_bytes() })
     }
 
-    /// The picture itself; sessions go into memory that is there already.
-    pub(super) fn carry(&self, prepared: Vec<u8>) -> Result<CarriedWorker, postcard::Error> {
+    /// The picture itself.
+    pub(super) fn carry(&self) -> Result<CarriedWorker, postcard::Error> {
         let mut names = Naming::of(&self.snapshot);
-        let mut sessions = Writing::into(prepared);
+        let mut sessions = Writing::with_room_for(self.sessions.len());
         for (key, session) in &self.sessions {
             sessions.add(&session_of(key, session, &mut names))?;
         }
@@ -96,12 +95,12 @@ fn session_of(key: usize, session: &Session, names: &mut Naming) -> CarriedSessi
     }
 }
 
-fn end(end: &End) -> CarriedEnd {
+pub(super) fn end(end: &End) -> CarriedEnd {
     let End { fd, readable, writable, fin, broken } = end;
     CarriedEnd { fd: fd.as_raw_fd(), readable: *readable, writable: *writable, fin: *fin, broken: *broken }
 }
 
-fn flow(flow: &Flow) -> CarriedFlow {
+pub(super) fn flow(flow: &Flow) -> CarriedFlow {
     let Flow { bytes, held: _, bulk, sent, header, ended, closed, whole, last } = flow;
     CarriedFlow {
         bytes: *bytes,

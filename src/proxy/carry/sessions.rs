@@ -10,7 +10,7 @@ use super::CarriedSession;
 use super::assemble::Unfit;
 
 /// Bytes of a session's record, where nothing is held for it and its numbers are long.
-pub const RECORD: usize = 128;
+const RECORD: usize = 128;
 /// The least that it takes.
 const LEAST: usize = 40;
 
@@ -115,9 +115,9 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Into memory that is there already.
-    pub(super) fn into(bytes: Vec<u8>) -> Self {
-        Self { count: 0, bytes }
+    /// With memory for so many, as they are as a rule.
+    pub(super) fn with_room_for(count: usize) -> Self {
+        Self { count: 0, bytes: Vec::with_capacity(count * RECORD) }
     }
 
     pub(super) fn add(&mut self, session: &CarriedSession) -> Result<(), postcard::Error> {
@@ -133,7 +133,7 @@ impl Writing {
 
 #[cfg(test)]
 pub(super) fn row(sessions: &[CarriedSession]) -> CarriedSessions {
-    let mut writing = Writing::into(Vec::new());
+    let mut writing = Writing::with_room_for(sessions.len());
     sessions.iter().for_each(|session| writing.add(session).unwrap());
     assert!(writing.bytes.len() >= sessions.len() * LEAST);
     writing.done()

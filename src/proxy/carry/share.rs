@@ -60,7 +60,7 @@ pub fn share_out(workers: Vec<CarriedWorker>, count: usize) -> Result<Vec<Carrie
     for (share, table) in shares.iter_mut().zip(tables) {
         share.names.clone_from(&names);
         put_in_order(share, &table);
-        let mut sessions = Writing::into(Vec::new());
+        let mut sessions = Writing::with_room_for(table.len());
         table.iter().try_for_each(|session| sessions.add(session)).map_err(|e| Unfit(e.to_string()))?;
         share.sessions = sessions.done();
     }

@@ -4,7 +4,6 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use super::Descriptors;
-use super::sessions::RECORD;
 use nix::errno::Errno;
 
 use crate::proxy::socket;
@@ -29,36 +28,18 @@ pub(in crate::proxy) struct Marking {
     on_exec: OnExec,
     /// The key to go on from; `None` where all are marked.
     next: Option<usize>,
-    /// Memory for all that is to be written while nobody is served. The kernel gives it page by page as it is touched, which takes
-    /// longer than what is written there; zeros would touch nothing.
-    prepared: Vec<u8>,
 }
 
 impl Marking {
     pub(in crate::proxy) fn is_unfinished(&self) -> bool {
         self.next.is_some()
     }
-
-    pub(in crate::proxy) fn prepared(&mut self) -> Vec<u8> {
-        let mut memory = std::mem::take(&mut self.prepared);
-        memory.clear();
-        memory
-    }
-
-    fn touch_some(&mut self) {
-        let more = (self.prepared.len() + BATCH * RECORD).min(self.prepared.capacity());
-        self.prepared.resize(more, 1);
-    }
 }
 
 impl Worker {
     /// Begins to mark all that the worker has; what it gets from now on is marked at once.
     pub(in crate::proxy) fn mark(&mut self, on_exec: OnExec) {
-        let prepared = match on_exec {
-            OnExec::Keep => Vec::with_capacity(self.sessions.len() * RECORD),
-            OnExec::Close => Vec::new(),
-        };
-        self.marking = Marking { on_exec, next: Some(0), prepared };
+        self.marking = Marking { on_exec, next: Some(0) };
         for fd in self.few() {
             let _ = socket::keep_across_exec(fd, on_exec == OnExec::Keep); // it is ours, and open
         }
@@ -79,7 +60,6 @@ impl Worker {
     pub(in crate::proxy) fn mark_some(&mut self) -> bool {
         let Some(first) = self.marking.next else { return false };
         let keep = self.marking.on_exec == OnExec::Keep;
-        self.marking.touch_some();
         let end = self.sessions.capacity();
         let last = first.saturating_add(BATCH).min(end);
         for session in (first..last).filter_map(|key| self.sessions.get(key)) {

@@ -106,9 +106,9 @@ fn what_was_assembled_and_not_committed_leaves_the_sessions_to_the_predecessor()
     let mut client = fleet.client();
     say(&mut client, b"before");
     for count in [1, 3] {
-        let mut parked = fleet.park();
+        let parked = fleet.park();
         client.write_all(b"asleep").unwrap(); // an event that nobody must take
-        let carried = fleet::through_bytes(&mut parked);
+        let carried = fleet::through_bytes(&parked);
         let successor = fleet::Fleet::assemble(&fleet.file, carried, count);
         drop(successor.assembled); // as where the second of three could not be
         fleet.run(parked);
@@ -133,8 +133,8 @@ fn an_exec_leaves_open_what_is_carried_and_after_a_change_of_mind_closes_it() {
         fleet.until("all are marked", || fleet.around.lines.iter().all(|line| line.is_marked()));
         clients.extend((0..20).map(|_| fleet.client()));
         clients.iter_mut().for_each(|client| say(client, b"hello"));
-        let mut parked = fleet.park();
-        let carried = fleet::through_bytes(&mut parked);
+        let parked = fleet.park();
+        let carried = fleet::through_bytes(&parked);
         let all: Vec<RawFd> = carried.iter().flat_map(CarriedWorker::descriptors).collect();
         assert!(all.len() > 2 * clients.len());
         assert!(all.iter().all(|fd| closes(*fd) == closed), "{what:?}");
@@ -142,7 +142,7 @@ fn an_exec_leaves_open_what_is_carried_and_after_a_change_of_mind_closes_it() {
     }
     // Parked at once, it is done all the same.
     fleet.around.lines.iter().for_each(|line| line.tell(Command::OnExec(OnExec::Close)).unwrap());
-    let mut parked = fleet.park();
-    assert!(fleet::through_bytes(&mut parked).iter().flat_map(CarriedWorker::descriptors).all(closes));
+    let parked = fleet.park();
+    assert!(fleet::through_bytes(&parked).iter().flat_map(CarriedWorker::descriptors).all(closes));
     fleet.run(parked);
 }

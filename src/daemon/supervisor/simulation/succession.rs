@@ -113,6 +113,13 @@ impl World {
             Some(_) => self.ends.failed += 1,
             None => self.ends.taken_over += 1,
         }
-        self.at_once.push_back(Event::TookOver(TookOver { asker, from: "0".into(), failure, pause }));
+        self.at_once.push_back(Event::TookOver(TookOver {
+            asker,
+            from: "0".into(),
+            failure,
+            pause,
+            shut: pause,
+            lost: None,
+        }));
     }
 }

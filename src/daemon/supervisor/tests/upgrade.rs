@@ -156,11 +156,21 @@ fn a_successor_knows_what_its_predecessor_knew() {
     next.cells.backends().for_each(|cell| assert!(cell.live.reserve(None)));
 
     let at = now(daemon.start, daemon.now);
-    let how = TookOver { asker: AskId(9), from: "1".into(), failure: None, pause: Duration::from_millis(3) };
+    let how = TookOver {
+        asker: AskId(9),
+        from: "1".into(),
+        failure: None,
+        pause: Duration::from_millis(3),
+        shut: Duration::from_millis(8),
+        lost: None,
+    };
     let begun = next.handle(at, Event::TookOver(how));
     assert!(begun.iter().any(|action| matches!(action, Action::Keep(_, decisions) if decisions.len() == 1)));
     let told = answers(&begun);
-    assert!(matches!(told[..], [(9, Reply::Upgraded { upgrades: 1, pause_us: 3000, .. })]), "at once: {told:?}");
+    assert!(
+        matches!(told[..], [(9, Reply::Upgraded { upgrades: 1, pause_us: 3000, wait_us: 8000, .. })]),
+        "at once: {told:?}"
+    );
     let number = next.keeping;
     let mut after = next.handle(at, Event::Kept(number, Ok(())));
     after.extend(next.handle(at, Event::Acknowledged(next.revision)));
@@ -179,7 +189,14 @@ fn a_predecessor_that_is_executed_again_answers_with_the_reason() {
     let mut again = successor(&daemon, carried);
     let at = now(daemon.start, daemon.now);
     let failure = Some("it panicked".to_owned());
-    let how = TookOver { asker: AskId(9), from: "1".into(), failure, pause: Duration::ZERO };
+    let how = TookOver {
+        asker: AskId(9),
+        from: "1".into(),
+        failure,
+        pause: Duration::ZERO,
+        shut: Duration::ZERO,
+        lost: None,
+    };
     let actions = again.handle(at, Event::TookOver(how));
     assert!(refusal(&actions).is_some_and(|why| why.contains("it panicked") && why.contains("no session was lost")));
     assert!(kinds(&actions).contains(&"ready"));
@@ -204,7 +221,14 @@ fn a_backend_that_says_nothing_is_down_in_time_however_often_its_probe_is_broken
         daemon.now += part;
         let carried = handed_over(&mut daemon);
         daemon.supervisor = successor(&daemon, carried);
-        let how = TookOver { asker: AskId(9), from: "1".into(), failure: None, pause: Duration::ZERO };
+        let how = TookOver {
+            asker: AskId(9),
+            from: "1".into(),
+            failure: None,
+            pause: Duration::ZERO,
+            shut: Duration::ZERO,
+            lost: None,
+        };
         let again = timeout_of(&daemon.on(Event::TookOver(how)));
         assert_eq!(again, spec.timeout.mul_f64(rest).max(Duration::from_millis(100)), "of {:?}", spec.timeout);
     }

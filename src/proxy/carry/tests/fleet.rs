@@ -3,14 +3,15 @@
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use nix::sys::eventfd::EventFd;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::Config;
-use crate::proxy::carry::{Assembled, CarriedWorker, Written, recall, share_out};
+use crate::proxy::carry::{Assembled, CarriedWorker, Meanwhile, Roster, Written, recall, share_out};
 use crate::proxy::testing::address;
 use crate::proxy::tests::PATIENCE;
 use crate::proxy::{Command, Limits, Line, Outcome, Setup, Worker, bind, line};
@@ -147,14 +148,18 @@ impl Fleet {
         self.hand_over_while(count, || {});
     }
 
-    /// The same; something happens while no program runs.
+    /// The same; something happens while a stand-in serves.
     pub fn hand_over_while(&mut self, count: usize, meanwhile: impl FnOnce()) {
-        let mut parked = self.park();
-        let before = self.around.alive();
-        let carried = through_bytes(&mut parked);
-        parked.into_iter().for_each(part_with);
+        let parked = self.park();
+        let carried = through_bytes(&parked);
+        let standing_in = StandingIn::begin(parked);
         meanwhile();
-        let Successor { around, assembled } = Self::assemble(&self.file, carried, count);
+        let Successor { around, mut assembled } = Self::assemble(&self.file, carried, count);
+        let mut roster = Roster::of_assembled(&mut assembled);
+        let (parked, told) = standing_in.end();
+        let before = self.around.alive();
+        parked.into_iter().for_each(part_with);
+        roster.catch_up(told).unwrap();
         assert_eq!(around.alive(), before);
         self.around = around; // the former inboxes close, as an exec closes them
         self.run(assembled.into_iter().map(Assembled::commit).collect());
@@ -203,14 +208,47 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     client
 }
 
+/// Workers that stand in; each in a process of its own, but for tests.
+pub struct StandingIn {
+    over: Arc<AtomicBool>,
+    wakers: Vec<Arc<EventFd>>,
+    threads: Vec<JoinHandle<(Worker, Meanwhile)>>,
+}
+
+impl StandingIn {
+    pub fn begin(workers: Vec<Worker>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let wakers = workers.iter().map(Worker::waker).collect();
+        let threads = workers.into_iter().map(|mut worker| {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                let told = worker.stand_in(&over);
+                (worker, told)
+            })
+        });
+        Self { threads: threads.collect(), over, wakers }
+    }
+
+    /// The workers, and what they tell as it is read.
+    pub fn end(self) -> (Vec<Worker>, Vec<Meanwhile>) {
+        self.over.store(true, SeqCst);
+        self.wakers.iter().for_each(|waker| assert_eq!(waker.write(1), Ok(8)));
+        let ended = self.threads.into_iter().map(|thread| {
+            let (worker, told) = thread.join().unwrap();
+            (worker, Meanwhile::read(&told.write().unwrap()).unwrap())
+        });
+        ended.unzip()
+    }
+}
+
 /// What the next program reads.
-pub fn through_bytes(workers: &mut [Worker]) -> Vec<CarriedWorker> {
-    let written = workers.iter_mut().map(|worker| worker.write().unwrap());
+pub fn through_bytes(workers: &[Worker]) -> Vec<CarriedWorker> {
+    let written = workers.iter().map(|worker| worker.write().unwrap());
     written.map(|Written { head, sessions }| CarriedWorker::read(&head, sessions).unwrap()).collect()
 }
 
 /// What an exec does to a worker whose descriptors stay open.
-fn part_with(mut worker: Worker) {
+pub fn part_with(mut worker: Worker) {
     let sessions = worker.sessions.drain().flat_map(|session| [Some(session.client), session.server]);
     let mut kept: Vec<_> = sessions.flatten().map(|end| end.fd).collect();
     kept.extend(worker.spares.drain().map(|spare| spare.fd));

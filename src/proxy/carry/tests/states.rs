@@ -199,7 +199,7 @@ fn half_a_header_is_not_lost() {
     assert_eq!(read(&mut client, 5), b"hello");
     let parked = fleet.park();
     assert_eq!(
-        parked[0].carry(Vec::new()).unwrap().sessions.all().unwrap()[0].peer,
+        parked[0].carry().unwrap().sessions.all().unwrap()[0].peer,
         Some("192.0.2.1:1111".parse().unwrap())
     );
     fleet.run(parked);

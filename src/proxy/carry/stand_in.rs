@@ -1,0 +1,292 @@
+//! Between two programs: a worker in a process of its own moves the bytes of established sessions, and decides nothing. It closes no
+//! socket, opens none and ends no session, so that who takes over knows of every one already; what became of them meanwhile is
+//! told at the end, and what would have had to be decided is done then.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+use serde::{Deserialize, Serialize};
+
+use super::assemble::{Assembled, Unfit, flow};
+use super::picture;
+use super::{CarriedEnd, CarriedFlow};
+use crate::proxy::relay::End;
+use crate::proxy::session::{Next, Session, State};
+use crate::proxy::sweep::bear_with;
+use crate::proxy::token::Token;
+use crate::proxy::worker::{EVENTS, REFRESH, Worker, count_bytes};
+use crate::words::{Cause, Phase};
+
+/// What became of a worker's sessions while another process moved their bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Meanwhile {
+    /// Sessions that had a turn.
+    turns: Vec<Turn>,
+    /// What epoll told and nobody has acted upon: tokens and events. It tells each thing but once.
+    unheard: Vec<(u64, u32)>,
+}
+
+impl Meanwhile {
+    /// As it travels.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(self)
+    }
+
+    /// As it has come.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub fn read(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(bytes)
+    }
+}
+
+/// What a turn changes in a session. It is known by the descriptors of its sockets: its key may have become another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Turn {
+    client: CarriedEnd,
+    server: CarriedEnd,
+    up: CarriedFlow,
+    down: CarriedFlow,
+    /// The backend has the PROXY header that it expects.
+    introduced: bool,
+    stalled: bool,
+    active: u64,
+    /// It could go on.
+    again: bool,
+    /// What is to be done with it.
+    due: Option<Due>,
+}
+
+/// What only a program can do that may open and close.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Due {
+    /// Another backend is to be tried, for this errno.
+    Redial(i32),
+    /// It is over, by this cause as it is spelled.
+    End(String),
+}
+
+impl Due {
+    fn of(next: Next) -> Option<Self> {
+        match next {
+            Next::Wait | Next::Again => None,
+            Next::Redial(why) => Some(Self::Redial(why as i32)),
+            Next::End(cause, _) => Some(Self::End(cause.as_str().to_owned())),
+        }
+    }
+
+    fn next(&self) -> Result<Next, Unfit> {
+        match self {
+            Self::Redial(why) => Ok(Next::Redial(Errno::from_raw(*why))),
+            Self::End(cause) => match Cause::from_spelling(cause) {
+                Some(cause) => Ok(Next::End(cause, Phase::Data)),
+                None => Err(Unfit(format!("no session ends by \"{cause}\""))),
+            },
+        }
+    }
+}
+
+/// What a stand-in has seen so far.
+#[derive(Default)]
+struct Seen {
+    turns: BTreeSet<usize>,
+    due: BTreeMap<usize, Due>,
+    unheard: Vec<(u64, u32)>,
+}
+
+impl Worker {
+    /// Moves bytes until it is over, of which the worker's waker tells. The doors are held, as of every parked worker. To be called in another process
+    /// than the one that goes on with this worker; the two of them share what the kernel keeps for both, epoll included.
+    pub fn stand_in(&mut self, over: &AtomicBool) -> Meanwhile {
+        let (mut events, mut turn, mut seen) = ([EpollEvent::empty(); EVENTS], Vec::new(), Seen::default());
+        while !over.load(SeqCst) {
+            let patience = if self.again.is_empty() { EpollTimeout::NONE } else { EpollTimeout::ZERO };
+            let Some(heard) = self.hear(&mut events, patience) else { break };
+            mem::swap(&mut turn, &mut self.again);
+            for event in heard {
+                match Token::unpack(event.data()) {
+                    Token::Inbox => self.inbox.clear(),
+                    Token::Door(_) => {}
+                    token => self.serve(token, *event, &mut seen),
+                }
+            }
+            for key in turn.drain(..) {
+                match self.sessions.get_mut(key).filter(|session| session.state == State::Relaying) {
+                    Some(session) => {
+                        session.again = false;
+                        if !seen.due.contains_key(&key) {
+                            self.move_bytes(key, &mut seen);
+                        }
+                    }
+                    None => {} // its turn is not ours to give, and stays noted where it was
+                }
+            }
+        }
+        self.inbox.clear(); // whoever takes over hears of its own only
+        let turns = seen.turns.iter().filter_map(|key| turn_of(&self.sessions[*key], seen.due.get(key)));
+        Meanwhile { turns: turns.collect(), unheard: seen.unheard }
+    }
+
+    /// Gives a session its turn, or notes what was told of it.
+    fn serve(&mut self, token: Token, event: EpollEvent, seen: &mut Seen) {
+        match self.heard_of(token, event.events()) {
+            Some(key) if !seen.due.contains_key(&key) => self.move_bytes(key, seen),
+            Some(_) => {} // it is noted with the session
+            None => seen.unheard.push((event.data(), event.events().bits() as u32)),
+        }
+    }
+
+    /// The session that this is about, where it is an established one.
+    fn heard_of(&mut self, token: Token, events: EpollFlags) -> Option<usize> {
+        let (Token::Client(key, serial) | Token::Server(key, serial, _)) = token else { return None };
+        let session = self.sessions.get_mut(key).filter(|s| s.serial == serial && s.state == State::Relaying)?;
+        match token {
+            Token::Server(_, _, dial) if dial == session.dial => session.server.as_mut()?.heard(events),
+            Token::Client(..) => session.client.heard(events),
+            _ => return None,
+        }
+        Some(key)
+    }
+
+    fn move_bytes(&mut self, key: usize, seen: &mut Seen) {
+        let session = &mut self.sessions[key];
+        let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
+        seen.turns.insert(key);
+        if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
+            bear_with(session);
+        }
+        if next == Next::Again && !mem::replace(&mut session.again, true) {
+            self.again.push(key);
+        }
+        seen.due.extend(Due::of(next).map(|due| (key, due)));
+    }
+
+    /// Takes up what became of a session; counts what was carried of it.
+    fn take_turn(&mut self, key: usize, turn: Turn) -> Result<(), Unfit> {
+        let Turn { client, server, up, down, introduced, stalled, active, again, due } = turn;
+        let (session, memory) = (&mut self.sessions[key], &self.limits.memory);
+        let moved = (up.bytes.checked_sub(session.up.bytes), down.bytes.checked_sub(session.down.bytes));
+        let (Some(carried_up), Some(carried_down), State::Relaying) = (moved.0, moved.1, session.state) else {
+            let state = session.state;
+            return Err(Unfit(format!("session {key} is {state:?}, and has carried less after a turn than before it")));
+        };
+        let Some(end) = session.server.as_mut().filter(|end| end.fd.as_raw_fd() == server.fd) else {
+            return Err(Unfit(format!("session {key} has had a turn with another server")));
+        };
+        end.take(&server);
+        session.client.take(&client);
+        session.up.drop_rest(memory);
+        session.down.drop_rest(memory);
+        (session.up, session.down) = (flow(up, memory), flow(down, memory));
+        if introduced {
+            session.send_proxy = None;
+        }
+        (session.stalled, session.active) = (stalled, active);
+        session.has_moved();
+        count_bytes(session, self.index, carried_up, carried_down);
+        if mem::replace(&mut session.again, again) != again {
+            if again { self.again.push(key) } else { self.again.retain(|k| *k != key) }
+        }
+        if let Some(due) = due {
+            self.due.push((key, due.next()?));
+        }
+        self.sweep_at = self.sweep_at.min(self.now + REFRESH); // it may be half closed now
+        Ok(())
+    }
+
+    /// Nobody knows which bytes of established sessions have been moved: they are over.
+    fn lose_track(&mut self) {
+        let served = self.sessions.iter().filter(|(_, session)| session.state == State::Relaying);
+        self.due.extend(served.map(|(key, _)| (key, Next::End(Cause::Proxy, Phase::Data))));
+    }
+
+    /// The first thing in a turn after a pause: what could not be decided meanwhile.
+    pub(in crate::proxy) fn make_up_for(&mut self) {
+        for (key, next) in mem::take(&mut self.due) {
+            self.follow(key, next);
+        }
+        for (token, events) in mem::take(&mut self.unheard) {
+            self.heard(EpollEvent::new(EpollFlags::from_bits_truncate(events as i32), token));
+        }
+    }
+}
+
+fn turn_of(session: &Session, due: Option<&Due>) -> Option<Turn> {
+    Some(Turn {
+        client: picture::end(&session.client),
+        server: session.server.as_ref().map(picture::end)?,
+        up: picture::flow(&session.up),
+        down: picture::flow(&session.down),
+        introduced: session.send_proxy.is_none(),
+        stalled: session.stalled,
+        active: session.active,
+        again: session.again,
+        due: due.cloned(),
+    })
+}
+
+impl End {
+    fn take(&mut self, carried: &CarriedEnd) {
+        let CarriedEnd { fd: _, readable, writable, fin, broken } = carried;
+        (self.readable, self.writable, self.fin, self.broken) = (*readable, *writable, *fin, *broken);
+    }
+}
+
+/// Who goes on with sessions that had a stand-in: workers that were parked, or are assembled. Made while that one serves.
+pub struct Roster<'a> {
+    workers: Vec<&'a mut Worker>,
+    /// The worker and the key of each session, by its client's socket.
+    places: HashMap<RawFd, (usize, usize)>,
+}
+
+impl<'a> Roster<'a> {
+    /// Of workers that were parked.
+    pub fn of_parked(workers: &'a mut [Worker]) -> Self {
+        Self::of(workers.iter_mut().collect())
+    }
+
+    /// Of workers that are ready.
+    pub fn of_assembled(workers: &'a mut [Assembled]) -> Self {
+        Self::of(workers.iter_mut().map(Assembled::worker).collect())
+    }
+
+    fn of(workers: Vec<&'a mut Worker>) -> Self {
+        let all = workers.iter().enumerate().flat_map(|(n, worker)| {
+            worker.sessions.iter().map(move |(key, session)| (session.client.fd.as_raw_fd(), (n, key)))
+        });
+        Self { places: all.collect(), workers }
+    }
+
+    /// Has them know what became of the sessions of each of the workers that had a stand-in.
+    ///
+    /// # Errors
+    /// That cannot be.
+    pub fn catch_up(&mut self, meanwhile: Vec<Meanwhile>) -> Result<(), Unfit> {
+        let same = meanwhile.len() == self.workers.len();
+        for (n, Meanwhile { turns, unheard }) in meanwhile.into_iter().enumerate() {
+            for turn in turns {
+                let place = self.places.get(&turn.client.fd);
+                let (worker, key) = *place.ok_or_else(|| Unfit("a session has had a turn and is not there".into()))?;
+                self.workers[worker].take_turn(key, turn)?;
+            }
+            // Else each socket was registered anew, and what is so is told again.
+            if same {
+                self.workers[n].unheard.extend(unheard);
+            }
+        }
+        Ok(())
+    }
+
+    /// The stand-in is lost, with what it knew.
+    pub fn lose_track(self) {
+        self.workers.into_iter().for_each(Worker::lose_track);
+    }
+}

@@ -5,15 +5,20 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::Socket;
 
 use crate::backend::{Backend, echo};
-use crate::client::{connect, echoes, until};
+use crate::client::{End, connect, echoes, end_of, until};
 use crate::daemon::{Lbd, lbd_command, run, web};
 use crate::load::Load;
+use crate::upgrade::children;
 
 /// An lbd whose successors do what they are told, and clients of it.
 struct Failing {
@@ -65,7 +70,7 @@ fn whatever_ends_an_upgrade_and_whenever_a_thousand_sessions_go_on() {
         ("heap@Begun 0", "it crashed (SIGABRT)"),
         ("nul@Begun 0", "a b\n"),
         ("long@Begun 0", " ...\n"),
-        ("record@Begun 0", "the record has version 2; this lbd reads 98 to 99"),
+        ("record@Begun 0", "the record has version 3; this lbd reads 98 to 99"),
         ("nolog@Begun 0", "the log cannot start: as it was told to"),
         ("panic@Taken 0", "as it was told to"),
         ("exit@Taken 0", "it ended before it had taken over"),
@@ -85,6 +90,11 @@ fn whatever_ends_an_upgrade_and_whenever_a_thousand_sessions_go_on() {
         ("crash@Built 0", "it crashed (SIGABRT)"),
         ("hang@Built 900000", "it had not taken over within 900ms"),
         ("error@Built 0", "it erred as it was told to"),
+        ("panic@Caught 0", "as it was told to"),
+        ("exit@Caught 0", "it ended before it had taken over"),
+        ("crash@Caught 0", "it crashed (SIGABRT)"),
+        ("hang@Caught 900000", "it had not taken over within 900ms"),
+        ("error@Caught 0", "it erred as it was told to"),
     ];
     for (turn, (told, why)) in cases.iter().enumerate() {
         failing.tell(told);
@@ -108,6 +118,70 @@ fn whatever_ends_an_upgrade_and_whenever_a_thousand_sessions_go_on() {
     failing.tell("well@Begun 0");
     lbd.done(&["upgrade"]);
     failing.all_are_served();
+}
+
+/// The process that serves while programs change.
+fn stand_in(parent: &Value) -> Pid {
+    let parent = format!("PPid:\t{parent}\n");
+    let is_it = |told: &str| told.starts_with("Name:\tlbd-stand-in\n") && told.contains(&parent);
+    until("there is a stand-in", || {
+        let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+        let mut numbers = all.filter_map(|name| name.parse().ok());
+        let found =
+            numbers.find(|pid| fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|told| is_it(&told)));
+        found.map(Pid::from_raw)
+    })
+}
+
+#[test]
+fn nobody_who_is_connected_waits_for_a_program_that_does_not_come_to_take_over() {
+    let failing = Failing::with_clients(20);
+    failing.tell("hang@Built 2000000");
+    let (done, mut longest, mut answers) = (AtomicBool::new(false), Duration::ZERO, 0);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let ran = failing.lbd.lbctl(&["upgrade"]);
+            done.store(true, SeqCst);
+            ran
+        });
+        while !done.load(SeqCst) {
+            for client in &failing.clients {
+                let asked = Instant::now();
+                echoes(client).unwrap();
+                longest = longest.max(asked.elapsed());
+                answers += 1;
+            }
+        }
+        let ran = asking.join().unwrap();
+        assert!(ran.code == Some(1) && ran.err.contains("it had not taken over within 2s"), "{ran:?}");
+    });
+    assert!(longest < Duration::from_secs(1) && answers > 100, "{answers} answers, the last of them after {longest:?}");
+    let counted = failing.lbd.listener("web");
+    let bytes = 5 * (answers + failing.clients.len());
+    assert_eq!((&counted["bytes_in"], &counted["bytes_out"]), (&bytes.into(), &bytes.into()), "{counted}");
+}
+
+#[test]
+fn a_stand_in_that_is_killed_costs_those_it_served_and_nobody_else() {
+    for (told, code) in [("hang@Built 2000000", 1), ("wait@Built 0", 0)] {
+        let failing = Failing::with_clients(5);
+        let (lbd, pid) = (&failing.lbd, failing.status()["pid"].clone());
+        failing.tell(told);
+        let ran = thread::scope(|scope| {
+            let asking = scope.spawn(|| lbd.lbctl(&["upgrade"]));
+            kill(stand_in(&pid), Signal::SIGKILL).unwrap();
+            asking.join().unwrap()
+        });
+        let text = format!("{}{}", ran.out, ran.err);
+        assert!(ran.code == Some(code) && text.contains("established sessions were cut: it is gone"), "{ran:?}");
+        assert!(failing.clients.iter().all(|client| end_of(client) == End::Reset));
+        echoes(&connect(lbd.web())).unwrap();
+        assert_eq!(failing.status()["pid"], pid);
+        assert_eq!(children(lbd), "");
+        failing.tell("well@Begun 0");
+        lbd.done(&["upgrade"]);
+        echoes(&connect(lbd.web())).unwrap();
+    }
 }
 
 /// Patience follows the time that it takes, so that a part of the upgrades ends just as time is up.
@@ -158,7 +232,7 @@ fn a_program_that_reads_other_records_is_refused() {
     let failing = Failing::with_clients(3);
     failing.tell("foreign@Begun 0");
     let ran = failing.lbd.lbctl(&["upgrade"]);
-    let why = "which takes over from records of version 98 to 99, and this one writes 2; restart the service instead";
+    let why = "which takes over from records of version 98 to 99, and this one writes 3; restart the service instead";
     assert!(ran.code == Some(1) && ran.err.contains(why), "{ran:?}");
     failing.all_are_served();
     assert_eq!(failing.status()["upgrades"], 0);

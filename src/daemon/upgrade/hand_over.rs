@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::record::Draft;
-use super::stand_in::{StandIn, tell_of_loss};
-use super::{CarriedDaemon, Target, guard, target};
+use super::stand_in::{NotBegun, StandIn, tell_of_loss};
+use super::{CarriedDaemon, Target, guard, stand_in, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
@@ -75,6 +75,8 @@ impl Effects {
         if children::are_under_way() {
             return Err("a child of lbd's is at work right now; ask again in a moment".into());
         }
+        let no_stand_in = |e| format!("no process can be had that serves meanwhile: {e}; ask again in a moment");
+        let prepared = stand_in::Prepared::new().map_err(no_stand_in)?;
         // From here on, or a flood of them would wake every short sleep again and again.
         signals::hold();
         self.logging.flush_within(LOG);
@@ -82,16 +84,18 @@ impl Effects {
         self.crew.keep_on_exec(MARK);
         let since = now().micros;
         let late = match self.crew.park(PARK) {
-            Ok(mut workers) => match StandIn::begin(&mut workers) {
+            Ok(mut workers) => match prepared.begin(&mut workers) {
                 Ok(stand_in) => {
                     self.parked = Some(Standing { workers, since, stand_in });
                     return Ok(());
                 }
-                Err(e) => {
+                Err(NotBegun { why, has_served }) => {
+                    if has_served {
+                        tell_of_loss("it was too slow");
+                        Roster::of_parked(&mut workers).lose_track();
+                    }
                     self.crew.go_on(workers);
-                    return Err(self.go_on_instead(format!(
-                        "no process can be had that serves meanwhile: {e}; ask again in a moment"
-                    )));
+                    return Err(self.go_on_instead(no_stand_in(why)));
                 }
             },
             Err(late) => late.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
 use super::guard::{self, Turn};
 use super::record;
 
@@ -41,6 +43,7 @@ pub fn misbehave(point: Point) {
         "crash" => std::process::abort(),
         "error" => drop(guard::or_back("it erred as it was told to".into())),
         "hang" => hang(),
+        "wait" => wait_for_nobody_to_serve(),
         "late" if FIRST.swap(false, SeqCst) => guard::unless_settled(format_args!("{Stuck}")),
         "late" => {
             while !guard::is_taken() {
@@ -61,6 +64,11 @@ fn hang() -> ! {
     loop {
         std::thread::park();
     }
+}
+
+/// Until the stand-in has been ended by somebody else.
+fn wait_for_nobody_to_serve() {
+    let _ = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
 }
 
 /// Who begins to go back for this reason does not get there.

@@ -186,7 +186,7 @@ mod tests {
         type Change = fn(&mut Vec<u8>);
         for (change, sealed, why) in [
             ((|b| b[0] = b'x') as Change, true, "none of lbd's"),
-            (|b| b[8] = 99, true, "has version 99; this lbd reads 2 to 2"),
+            (|b| b[8] = 99, true, "has version 99; this lbd reads 3 to 3"),
             (|b| b[HEAD] ^= 1, true, "its checksum is another one"),
             (|b| b.truncate(b.len() - 1), true, "says that it has"),
             (|b| b.truncate(10), true, "cannot be read"),

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of its record, for which there is memory from the beginning.
 const RECORD: usize = 64 * 1024;
 
-/// What the two say to each other: it serves; it is to stop; it has, and its record is whole.
+/// What the two say to each other: it begins; it is to stop; it has, and its record is whole.
 const SERVES: u8 = b's';
 const STOP: u8 = b'e';
 const DONE: u8 = b'd';
@@ -75,30 +75,52 @@ pub(super) struct Times {
     pub ended: u64,
 }
 
-impl StandIn {
+/// What a stand-in needs, which is best had while the workers serve.
+pub(super) struct Prepared {
+    line: UnixStream,
+    childs: UnixStream,
+    draft: Draft,
+}
+
+impl Prepared {
+    /// Has it.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let (line, childs) = UnixStream::pair()?;
+        line.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { line, childs, draft: Draft::new(RECORD)? })
+    }
+
     /// Has a child serve in place of these workers, who have parked.
     ///
     /// # Errors
-    /// There is no process, thread, descriptor or memory left; nothing was begun then.
-    pub fn begin(workers: &mut Vec<Worker>) -> io::Result<Self> {
-        let draft = Draft::new(RECORD)?;
-        let (line, childs) = UnixStream::pair()?;
-        line.set_read_timeout(Some(PATIENCE))?;
-        let Some(pid) = guard::double()? else {
+    /// There is no process, thread or memory left.
+    pub fn begin(self, workers: &mut Vec<Worker>) -> Result<StandIn, NotBegun> {
+        let Self { line, childs, draft } = self;
+        let child = guard::double().map_err(|why| NotBegun { why, has_served: false })?;
+        let Some(pid) = child else {
             drop(line); // or its end would not be noticed
             serve(std::mem::take(workers), childs, draft);
         };
         drop(childs);
-        let stand_in = Self { pid, line, record: draft.file() };
-        match stand_in.hear() {
-            Ok(SERVES) => Ok(stand_in),
-            Ok(_) | Err(_) => {
-                stand_in.dismiss();
-                Err(ErrorKind::WouldBlock.into())
-            }
-        }
+        let stand_in = StandIn { pid, line, record: draft.file() };
+        let Err(why) = stand_in.hear() else { return Ok(stand_in) };
+        stand_in.end();
+        // What it said at the last moment is here still: it says so before it does anything.
+        Err(NotBegun { why, has_served: stand_in.hear().is_ok() })
     }
+}
 
+/// There is no stand-in.
+pub(super) struct NotBegun {
+    pub why: io::Error,
+    /// It was too slow to say so, but may have moved bytes.
+    pub has_served: bool,
+}
+
+impl StandIn {
     fn hear(&self) -> io::Result<u8> {
         let mut word = [0];
         (&self.line).read_exact(&mut word)?;
@@ -129,8 +151,13 @@ impl StandIn {
         Ok(Service { times, meanwhile: workers.collect::<Result<_, _>>()? })
     }
 
-    /// Ends it, and waits for its end.
+    /// Ends it.
     pub fn dismiss(self) {
+        self.end();
+    }
+
+    /// To be called once: then the number may be another's.
+    fn end(&self) {
         let _ = kill(self.pid, Signal::SIGKILL); // it may have gone by itself
         if let Err(e) = waitpid(self.pid, None) {
             warn!("the process that served meanwhile cannot be waited for: {e}");
@@ -161,13 +188,15 @@ fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io
         let (over, all_there) = (Arc::clone(&over), Arc::clone(&all_there));
         thread::Builder::new().name("lbd-stand-in".into()).spawn(move || {
             all_there.wait(); // all or none
-            worker.stand_in(&over)
+            let meanwhile = worker.stand_in(&over);
+            std::mem::forget(worker); // its descriptors are not to be closed here: that is a call for each, while nobody is served
+            meanwhile
         })
     });
     let threads: Vec<JoinHandle<Meanwhile>> = threads.collect::<io::Result<_>>()?;
+    line.write_all(&[SERVES])?;
     all_there.wait();
     let begun = now().micros;
-    line.write_all(&[SERVES])?;
     let mut word = [0];
     line.read_exact(&mut word)?;
     over.store(true, SeqCst);

@@ -25,7 +25,7 @@ use crate::words::{Cause, Phase};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Meanwhile {
     /// Sessions that had a turn.
-    turns: Vec<Turn>,
+    pub(super) turns: Vec<Turn>,
     /// What epoll told and nobody has acted upon: tokens and events. It tells each thing but once.
     unheard: Vec<(u64, u32)>,
 }
@@ -50,11 +50,11 @@ impl Meanwhile {
 
 /// What a turn changes in a session. It is known by the descriptors of its sockets: its key may have become another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Turn {
-    client: CarriedEnd,
-    server: CarriedEnd,
-    up: CarriedFlow,
-    down: CarriedFlow,
+pub(super) struct Turn {
+    pub client: CarriedEnd,
+    pub server: CarriedEnd,
+    pub up: CarriedFlow,
+    pub down: CarriedFlow,
     /// The backend has the PROXY header that it expects.
     introduced: bool,
     stalled: bool,
@@ -62,12 +62,12 @@ struct Turn {
     /// It could go on.
     again: bool,
     /// What is to be done with it.
-    due: Option<Due>,
+    pub due: Option<Due>,
 }
 
 /// What only a program can do that may open and close.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-enum Due {
+pub(super) enum Due {
     /// Another backend is to be tried, for this errno.
     Redial(i32),
     /// It is over, by this cause as it is spelled.

@@ -2,6 +2,7 @@
 //! What a program carries goes through bytes; what it does not is made anew.
 
 mod fleet;
+mod stand_in;
 mod states;
 
 use std::io::{Read, Write};

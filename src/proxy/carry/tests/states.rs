@@ -8,7 +8,7 @@ use super::fleet::{Fleet, connect};
 use super::text;
 use crate::proxy::tests::{echo_server, say, say_goodbye};
 
-fn read(client: &mut TcpStream, length: usize) -> Vec<u8> {
+pub fn read(client: &mut TcpStream, length: usize) -> Vec<u8> {
     let mut all = vec![0; length];
     client.read_exact(&mut all).unwrap();
     all
@@ -198,10 +198,7 @@ fn half_a_header_is_not_lost() {
     }
     assert_eq!(read(&mut client, 5), b"hello");
     let parked = fleet.park();
-    assert_eq!(
-        parked[0].carry().unwrap().sessions.all().unwrap()[0].peer,
-        Some("192.0.2.1:1111".parse().unwrap())
-    );
+    assert_eq!(parked[0].carry().unwrap().sessions.all().unwrap()[0].peer, Some("192.0.2.1:1111".parse().unwrap()));
     fleet.run(parked);
 }
 

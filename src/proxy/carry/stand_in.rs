@@ -119,14 +119,11 @@ impl Worker {
                 }
             }
             for key in turn.drain(..) {
-                match self.sessions.get_mut(key).filter(|session| session.state == State::Relaying) {
-                    Some(session) => {
-                        session.again = false;
-                        if !seen.due.contains_key(&key) {
-                            self.move_bytes(key, &mut seen);
-                        }
-                    }
-                    None => {} // its turn is not ours to give, and stays noted where it was
+                // Of those that are not established it stays noted where it was.
+                let Some(session) = self.sessions.get_mut(key).filter(|s| s.state == State::Relaying) else { continue };
+                session.again = false;
+                if !seen.due.contains_key(&key) {
+                    self.move_bytes(key, &mut seen);
                 }
             }
         }

@@ -40,6 +40,14 @@ impl Draft {
         Ok(Self(file))
     }
 
+    /// Marks it as begun, which [`is_begun`] sees.
+    ///
+    /// # Errors
+    /// There is no memory left.
+    pub fn begin(&self) -> io::Result<()> {
+        self.0.write_all_at(&MAGIC[..1], 0)
+    }
+
     /// What it is written to, wherever that happens.
     pub fn file(self) -> File {
         self.0
@@ -68,6 +76,12 @@ impl Draft {
         fcntl(&file, FcntlArg::F_ADD_SEALS(sealed))?;
         Ok(file)
     }
+}
+
+/// Whether somebody has begun a record, who may not have come to write it.
+pub fn is_begun(file: &File) -> bool {
+    let mut first = [0];
+    file.read_at(&mut first, 0).is_ok_and(|read| read == 1) && first == MAGIC[..1]
 }
 
 /// The sections of a record.
@@ -179,6 +193,12 @@ mod tests {
             assert_eq!(read_body(&record, whole.len() - HEAD).unwrap(), whole[HEAD..], "where it cannot be mapped");
         }
         assert!(read(&write(&[], 50), &VERSIONS).unwrap().is_empty());
+        let draft = Draft::new(9).unwrap();
+        let file = draft.0.try_clone().unwrap();
+        assert!(!is_begun(&file));
+        draft.begin().unwrap();
+        assert!(is_begun(&file) && read(&file, &VERSIONS).is_err());
+        assert_eq!(read(&draft.write(&[b"a"]).unwrap(), &VERSIONS).unwrap(), [&b"a"[..]]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of its record, for which there is memory from the beginning.
 const RECORD: usize = 64 * 1024;
 
-/// What the two say to each other: it begins; it is to stop; it has, and its record is whole.
+/// What the two say to each other: it serves; it is to stop; it has, and its record is whole.
 const SERVES: u8 = b's';
 const STOP: u8 = b'e';
 const DONE: u8 = b'd';
@@ -108,8 +108,7 @@ impl Prepared {
         let stand_in = StandIn { pid, line, record: draft.file() };
         let Err(why) = stand_in.hear() else { return Ok(stand_in) };
         stand_in.end();
-        // What it said at the last moment is here still: it says so before it does anything.
-        Err(NotBegun { why, has_served: stand_in.hear().is_ok() })
+        Err(NotBegun { why, has_served: record::is_begun(&stand_in.record) })
     }
 }
 
@@ -194,9 +193,10 @@ fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io
         })
     });
     let threads: Vec<JoinHandle<Meanwhile>> = threads.collect::<io::Result<_>>()?;
-    line.write_all(&[SERVES])?;
+    draft.begin()?; // by this it is known that bytes may have been moved; a word would wake the parent, to take our time
     all_there.wait();
     let begun = now().micros;
+    line.write_all(&[SERVES])?;
     let mut word = [0];
     line.read_exact(&mut word)?;
     over.store(true, SeqCst);

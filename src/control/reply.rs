@@ -194,13 +194,13 @@ impl Reply {
                 lines(drained.chain(notes.iter().cloned()))
             }
             Self::Upgraded { from, to, sessions, pause_us, wait_us, lost, .. } => {
-                let first = format!(
-                    "lbd {from} -> {to}; sessions carried over: {sessions}; they paused for {}, new clients waited for {}",
-                    millis(*pause_us),
-                    millis(*wait_us)
-                );
-                let lost = lost.iter().map(|why| format!("  established sessions were cut: {why}"));
-                lines(std::iter::once(first).chain(lost))
+                let (pause, wait) = (millis(*pause_us), millis(*wait_us));
+                lines([match lost {
+                    None => format!(
+                        "lbd {from} -> {to}; sessions carried over: {sessions}; they paused for {pause}, new clients waited for {wait}"
+                    ),
+                    Some(why) => format!("lbd {from} -> {to}, but established sessions were cut: {why}"),
+                }])
             }
             Self::Upgradable { from, to, program, carried, left } => {
                 let first = format!("{program} can take over: lbd {from} -> {to}");

@@ -102,10 +102,10 @@ impl Left {
         if let Some(at) = self.settlement.short_since {
             effects.limits.ran_short(at); // it was told of
         }
-        self.settlement.catch_up(&mut assembled).unwrap_or_else(unfit);
-        let (how, stand_in) = self.settlement.settle(now().micros);
+        self.settlement.catch_up(&mut assembled);
+        let (how, mut stand_in) = self.settlement.settle(now().micros);
         effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()));
-        stand_in.dismiss();
+        stand_in.end();
         effects.sockets.bind_further(&self.doors, count, &effects.notifier);
         how
     }

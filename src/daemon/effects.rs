@@ -170,8 +170,8 @@ impl Effects {
             Action::ForgetTarget(ask) => self.forget_target(ask),
             Action::Freeze => events.push_back(Event::Frozen(self.freeze())),
             Action::HandOver(target, supervisor) => {
-                let why = self.hand_over(&target, *supervisor);
-                events.push_back(Event::NotHandedOver(why));
+                let (why, lost) = self.hand_over(&target, *supervisor);
+                events.push_back(Event::NotHandedOver(why, lost));
             }
             Action::SetLogLevel(level) => self.logging.set_level(level),
             Action::SetWatch(on) => self.watch(on),

@@ -135,8 +135,9 @@ pub enum Event {
     Checked(AskId, Result<Target, String>, usize),
     /// Every worker has come to a safe point and is kept there; or they all work on, for this reason.
     Frozen(Result<(), String>),
-    /// The program that was to take over was not executed, for this reason; the workers work on.
-    NotHandedOver(String),
+    /// The program that was to take over was not executed, for this reason; the workers work on. Sessions had to be cut, where that has
+    /// a reason.
+    NotHandedOver(String, Option<String>),
     /// This program has taken over, and the workers are at work.
     TookOver(TookOver),
     /// SIGTERM or SIGINT.

@@ -151,6 +151,7 @@ impl Worker {
             let Spare { fd, .. } = self.spares.take(ready, self.now);
             // The news of its end may be on the way; one call here saves the client a request that is lost.
             if socket::has_ended(&fd) {
+                let _ = self.epoll.delete(&fd); // as below
                 drop(fd);
                 self.release_spare(&backend);
                 continue;

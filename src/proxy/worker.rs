@@ -96,6 +96,8 @@ pub struct Worker {
     pub(super) due: Vec<(usize, Next)>,
     /// Tokens and events that were told meanwhile.
     pub(super) unheard: Vec<(u64, u32)>,
+    /// What was told meanwhile is not known, and to be told again.
+    pub(super) deafened: bool,
     /// What an exec does to what is here.
     pub(super) marking: Marking,
 }
@@ -147,6 +149,7 @@ impl Worker {
             paused: false,
             due: Vec::new(),
             unheard: Vec::new(),
+            deafened: false,
             marking: Marking::default(),
         }
     }
@@ -165,7 +168,14 @@ impl Worker {
         }
         loop {
             let patience = self.patience();
-            let Some(heard) = self.hear(&mut events, patience) else { return };
+            let heard = match self.hear(&mut events, patience) {
+                Ok(heard) => heard,
+                Err(e) => {
+                    // Only a descriptor that is no epoll makes it fail: nothing could be served any more.
+                    error!(worker = self.index, "epoll_wait: {e}");
+                    return;
+                }
+            };
             self.look_at_snapshot();
             std::mem::swap(&mut turn, &mut self.again);
             let mut told = false;
@@ -213,23 +223,18 @@ impl Worker {
         }
     }
 
-    /// Waits for events, then looks at the clock. `None` where nothing could be served any more.
+    /// Waits for events, then looks at the clock.
     pub(super) fn hear<'a>(
         &mut self,
         events: &'a mut [EpollEvent],
         patience: EpollTimeout,
-    ) -> Option<&'a [EpollEvent]> {
+    ) -> Result<&'a [EpollEvent], Errno> {
         let count = match self.epoll.wait(events, patience) {
-            Ok(count) => count,
             Err(Errno::EINTR) => 0,
-            Err(e) => {
-                // Only a descriptor that is no epoll makes it fail.
-                error!(worker = self.index, "epoll_wait: {e}");
-                return None;
-            }
+            waited => waited?,
         };
         self.now = monotonic_micros();
-        Some(&events[..count])
+        Ok(&events[..count])
     }
 
     /// Acts on what epoll tells; true where the daemon has told something.

@@ -4,6 +4,7 @@
 #![cfg(debug_assertions)] // what is built to be used does nothing wrong when it is told to
 
 use std::fs;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -16,7 +17,7 @@ use socket2::Socket;
 
 use crate::backend::{Backend, echo};
 use crate::client::{End, connect, echoes, end_of, until};
-use crate::daemon::{Lbd, lbd_command, run, web};
+use crate::daemon::{Lbd, Ran, lbd_command, run, web};
 use crate::load::Load;
 use crate::upgrade::children;
 
@@ -161,27 +162,73 @@ fn nobody_who_is_connected_waits_for_a_program_that_does_not_come_to_take_over()
     assert_eq!((&counted["bytes_in"], &counted["bytes_out"]), (&bytes.into(), &bytes.into()), "{counted}");
 }
 
+/// What an upgrade comes to whose stand-in gets a signal.
+fn upgrade_while(failing: &Failing, told: &str, signal: Signal) -> Ran {
+    failing.tell(told);
+    let pid = failing.status()["pid"].clone();
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| failing.lbd.lbctl(&["upgrade"]));
+        let stand_in = stand_in(&pid);
+        if told.contains("@Caught") {
+            until("it has nothing to do any more", || is_alone(stand_in).then_some(()));
+        }
+        kill(stand_in, signal).unwrap();
+        asking.join().unwrap()
+    })
+}
+
+/// Whether a process has one thread.
+fn is_alone(pid: Pid) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() == 1)
+}
+
 #[test]
-fn a_stand_in_that_is_killed_costs_those_it_served_and_nobody_else() {
-    for (told, code) in [("hang@Built 2000000", 1), ("wait@Built 0", 0)] {
+fn a_stand_in_that_does_not_come_to_tell_costs_those_it_served_and_nobody_else() {
+    for (told, signal, code, why) in [
+        ("hang@Built 1000000", Signal::SIGKILL, 1, "it has died"),
+        ("wait@Built 0", Signal::SIGKILL, 0, "it has died"),
+        ("hang@Built 1000000", Signal::SIGSTOP, 1, "it says nothing for"),
+    ] {
         let failing = Failing::with_clients(5);
-        let (lbd, pid) = (&failing.lbd, failing.status()["pid"].clone());
-        failing.tell(told);
-        let ran = thread::scope(|scope| {
-            let asking = scope.spawn(|| lbd.lbctl(&["upgrade"]));
-            kill(stand_in(&pid), Signal::SIGKILL).unwrap();
-            asking.join().unwrap()
-        });
+        let pid = failing.status()["pid"].clone();
+        let ran = upgrade_while(&failing, told, signal);
         let text = format!("{}{}", ran.out, ran.err);
-        assert!(ran.code == Some(code) && text.contains("established sessions were cut: it is gone"), "{ran:?}");
+        assert!(
+            ran.code == Some(code) && text.contains("sessions were cut: ") && text.contains(why),
+            "{told}: {ran:?}"
+        );
+        assert!(!text.contains("nothing was changed") && !text.contains("carried over"), "{told}: {text}");
         assert!(failing.clients.iter().all(|client| end_of(client) == End::Reset));
-        echoes(&connect(lbd.web())).unwrap();
+        failing.lbd.await_log("sessions cut: 5");
+        echoes(&connect(failing.lbd.web())).unwrap();
         assert_eq!(failing.status()["pid"], pid);
-        assert_eq!(children(lbd), "");
+        assert_eq!(children(&failing.lbd), "");
         failing.tell("well@Begun 0");
-        lbd.done(&["upgrade"]);
-        echoes(&connect(lbd.web())).unwrap();
+        failing.lbd.done(&["upgrade"]);
+        echoes(&connect(failing.lbd.web())).unwrap();
     }
+}
+
+#[test]
+fn a_stand_in_that_has_told_all_is_not_needed_any_more() {
+    let failing = Failing::with_clients(5);
+    let ran = upgrade_while(&failing, "hang@Caught 1000000", Signal::SIGKILL);
+    assert!(ran.code == Some(1) && ran.err.contains("no session was lost"), "{ran:?}");
+    failing.all_are_served();
+}
+
+#[test]
+fn a_stand_in_does_not_outlive_who_it_stands_in_for() {
+    let failing = Failing::with_clients(5);
+    failing.tell("hang@Built 60000000");
+    let pid = failing.status()["pid"].clone();
+    let mut asking = failing.lbd.lbctl_command(&["upgrade"]).stderr(Stdio::null()).spawn().unwrap();
+    let stand_in = stand_in(&pid);
+    failing.all_are_served();
+    failing.lbd.signal(Signal::SIGKILL);
+    until("it is gone", || kill(stand_in, None).is_err().then_some(()));
+    assert_ne!(asking.wait().unwrap().code(), Some(0));
+    assert!(failing.clients.iter().all(|client| matches!(end_of(client), End::Closed | End::Reset)));
 }
 
 /// Patience follows the time that it takes, so that a part of the upgrades ends just as time is up.

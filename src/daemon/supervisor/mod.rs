@@ -223,7 +223,7 @@ impl Supervisor {
             Event::Turned(number) => self.turned(number, out),
             Event::Checked(ask, result, begun) => self.checked(ask, result, begun, out),
             Event::Frozen(result) => self.frozen(result, now, out),
-            Event::NotHandedOver(why) => self.not_handed_over(&why, out),
+            Event::NotHandedOver(why, lost) => self.not_handed_over(&why, lost, out),
             Event::TookOver(how) => self.took_over(how, now, out),
             Event::StopAsked => self.stop_asked(now, out),
             Event::JobKnown(job) => self.job_known(job, now, out),

@@ -107,23 +107,26 @@ impl Supervisor {
         let (ask, target) = (upgrading.ask, upgrading.target.take());
         match (result, target) {
             (Ok(()), Some(target)) => out.push(Action::HandOver(target, Box::new(self.carry(ask, now)))),
-            (Ok(()), None) => self.not_handed_over("there is no program any more", out),
-            (Err(why), _) => self.not_handed_over(&why, out),
+            (Ok(()), None) => self.not_handed_over("there is no program any more", None, out),
+            (Err(why), _) => self.not_handed_over(&why, None, out),
         }
     }
 
-    pub(super) fn not_handed_over(&mut self, why: &str, out: &mut Vec<Action>) {
+    pub(super) fn not_handed_over(&mut self, why: &str, lost: Option<String>, out: &mut Vec<Action>) {
         let Some(Upgrading { ask, .. }) = self.upgrading.take() else { return };
-        self.refuse_upgrade(ask, why, out);
+        self.refuse_upgrade_with(ask, why, lost, out);
         out.push(Action::Notify(Notice::Ready(self.status_line())));
     }
 
     fn refuse_upgrade(&mut self, ask: AskId, why: &str, out: &mut Vec<Action>) {
+        self.refuse_upgrade_with(ask, why, None, out);
+    }
+
+    fn refuse_upgrade_with(&mut self, ask: AskId, why: &str, lost: Option<String>, out: &mut Vec<Action>) {
         error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}");
-        out.push(Action::Answer(
-            ask,
-            Reply::refused(format!("{why}\nlbd {} serves on; nothing was changed", self.facts.version)),
-        ));
+        let after = lost.map_or_else(|| "; nothing was changed".to_owned(), |lost| format!(", but {}", cut(&lost)));
+        let message = format!("{why}\nlbd {} serves on{after}", self.facts.version);
+        out.push(Action::Answer(ask, Reply::refused(message)));
     }
 
     /// True while this program must not begin anything.
@@ -146,12 +149,18 @@ impl Supervisor {
             None => {
                 self.upgrades += 1;
                 let (to, sessions, upgrades) = (self.facts.version.clone(), self.cells.sessions(), self.upgrades);
+                let how = match &lost {
+                    None => format!(
+                        "sessions carried over: {sessions}; they paused for {}, new clients waited for {}",
+                        in_millis(pause),
+                        in_millis(shut)
+                    ),
+                    Some(why) => cut(why),
+                };
                 info!(
                     event = Happening::Upgraded.as_str(),
                     generation = self.generation.0,
-                    "lbd {from} -> {to}; sessions carried over: {sessions}; they paused for {}, new clients waited for {}",
-                    in_millis(pause),
-                    in_millis(shut)
+                    "lbd {from} -> {to}; {how}"
                 );
                 let (pause_us, wait_us) = (micros(pause), micros(shut));
                 let reply = Reply::Upgraded { from, to, upgrades, sessions, pause_us, wait_us, lost };
@@ -160,17 +169,19 @@ impl Supervisor {
             }
             Some(why) => {
                 error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}; lbd {from} serves on");
-                let lost = match lost {
-                    None => "no session was lost".to_owned(),
-                    Some(why) => format!("established sessions were cut: {why}"),
-                };
-                let message = format!("the new program failed: {why}\nlbd {from} serves on, and {lost}");
+                let after =
+                    lost.map_or_else(|| "and no session was lost".to_owned(), |lost| format!("but {}", cut(&lost)));
+                let message = format!("the new program failed: {why}\nlbd {from} serves on, {after}");
                 out.push(Action::Answer(asker, Reply::refused(message)));
             }
         }
         self.last_status = self.status_line();
         out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
     }
+}
+
+fn cut(why: &str) -> String {
+    format!("established sessions were cut: {why}")
 }
 
 fn in_millis(time: Duration) -> String {

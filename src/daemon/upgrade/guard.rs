@@ -34,7 +34,7 @@ use super::{misbehave, record};
 const TAKE_OVER: &str = "--takeover";
 const BACK: &str = "back";
 /// How long a successor may take. A program that is built for finding errors is slower by far.
-const PATIENCE: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
+pub const PATIENCE: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
 /// And how much longer for each MiB of the record; it takes a tenth of that.
 const FOR_EACH_MIB: Duration = Duration::from_millis(100);
 /// So many times as long has the predecessor that is executed again: behind it there is only a restart.

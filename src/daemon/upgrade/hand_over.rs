@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::record::Draft;
-use super::stand_in::{NotBegun, StandIn, tell_of_loss};
+use super::stand_in::{Asking, StandIn, take_up};
 use super::{CarriedDaemon, Target, guard, stand_in, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
@@ -75,8 +75,9 @@ impl Effects {
         if children::are_under_way() {
             return Err("a child of lbd's is at work right now; ask again in a moment".into());
         }
-        let no_stand_in = |e| format!("no process can be had that serves meanwhile: {e}; ask again in a moment");
-        let prepared = stand_in::Prepared::new().map_err(no_stand_in)?;
+        let no_stand_in =
+            |why: String| format!("no process can be had that serves meanwhile: {why}; ask again in a moment");
+        let prepared = stand_in::Prepared::new().map_err(|e| no_stand_in(e.to_string()))?;
         // From here on, or a flood of them would wake every short sleep again and again.
         signals::hold();
         self.logging.flush_within(LOG);
@@ -89,11 +90,7 @@ impl Effects {
                     self.parked = Some(Standing { workers, since, stand_in });
                     return Ok(());
                 }
-                Err(NotBegun { why, has_served }) => {
-                    if has_served {
-                        tell_of_loss("it was too slow");
-                        Roster::of_parked(&mut workers).lose_track();
-                    }
+                Err(why) => {
                     self.crew.go_on(workers);
                     return Err(self.go_on_instead(no_stand_in(why)));
                 }
@@ -109,14 +106,20 @@ impl Effects {
         why
     }
 
-    /// Has the program execute in place of this one. Returns why it was not; then the workers work on.
-    pub(in crate::daemon) fn hand_over(&mut self, target: &Target, supervisor: CarriedSupervisor) -> String {
-        let Some(mut standing) = self.parked.take() else {
-            return "nobody stood still".into(); // no supervisor asks for it then
+    /// Has the program execute in place of this one. Returns why it was not, and why sessions had to be cut where they had to;
+    /// then the workers work on.
+    pub(in crate::daemon) fn hand_over(
+        &mut self,
+        target: &Target,
+        supervisor: CarriedSupervisor,
+    ) -> (String, Option<String>) {
+        let Some(standing) = self.parked.take() else {
+            return ("nobody stood still".into(), None); // no supervisor asks for it then
         };
-        let why = self.try_to_hand_over(target, supervisor, &mut standing);
-        self.crew.go_on(standing.taken_back());
-        self.go_on_instead(format!("{} cannot be executed: {why}", target.path.display()))
+        let why = self.try_to_hand_over(target, supervisor, &standing);
+        let (workers, lost) = standing.taken_back();
+        self.crew.go_on(workers);
+        (self.go_on_instead(format!("{} cannot be executed: {why}", target.path.display())), lost)
     }
 
     fn pause_watching(&self) {
@@ -131,7 +134,7 @@ impl Effects {
         }
     }
 
-    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor, standing: &mut Standing) -> io::Error {
+    fn try_to_hand_over(&self, target: &Target, supervisor: CarriedSupervisor, standing: &Standing) -> io::Error {
         match self.written(supervisor, standing) {
             Ok((record, program, mut kept)) => {
                 self.logging.flush_within(LAST_LOG);
@@ -151,7 +154,7 @@ impl Effects {
     fn written(
         &self,
         supervisor: CarriedSupervisor,
-        Standing { workers, since, stand_in }: &mut Standing,
+        Standing { workers, since, stand_in }: &Standing,
     ) -> io::Result<(File, File, Vec<RawFd>)> {
         let (roll, control_door) = &self.connected;
         // The number of a connection that is closed may be another descriptor's by now.
@@ -171,7 +174,7 @@ impl Effects {
         };
         let kept = daemon.descriptors();
         let daemon = json::try_compact(&daemon).map_err(io::Error::other)?;
-        let written = workers.iter_mut().map(|worker| worker.write().map_err(io::Error::other));
+        let written = workers.iter().map(|worker| worker.write().map_err(io::Error::other));
         let written = written.collect::<io::Result<Vec<_>>>()?;
         let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
         written.iter().for_each(|worker| sections.extend([&worker.head[..], &worker.sessions]));
@@ -180,16 +183,12 @@ impl Effects {
 }
 
 impl Standing {
-    /// The workers, who go on where the stand-in stops.
-    fn taken_back(self) -> Vec<Worker> {
-        let Self { mut workers, stand_in, .. } = self;
-        let mut roster = Roster::of_parked(&mut workers);
-        let caught_up = stand_in.stop().and_then(|service| roster.catch_up(service.meanwhile).map_err(|e| e.0));
-        if let Err(why) = caught_up {
-            tell_of_loss(&why);
-            roster.lose_track();
-        }
-        stand_in.dismiss();
-        workers
+    /// The workers, who go on where the stand-in stops; and why sessions had to be cut, where they had to.
+    fn taken_back(self) -> (Vec<Worker>, Option<String>) {
+        let Self { mut workers, mut stand_in, .. } = self;
+        let roster = Roster::of_parked(&mut workers);
+        let lost = take_up(roster, stand_in.stop(Asking::Last), drop).err();
+        stand_in.end();
+        (workers, lost)
     }
 }

@@ -6,38 +6,46 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::guard::{self, owned, take_name};
+use super::guard::{self, PATIENCE, owned, take_name};
 use super::record::{self, Draft, VERSIONS};
 use crate::daemon::now;
 use crate::observe::json;
 use crate::proxy::Worker;
-use crate::proxy::carry::Meanwhile;
+use crate::proxy::carry::{Meanwhile, Roster};
+use crate::words::Happening;
 
-/// How long it may take to begin, and to come to a safe point.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of its record, for which there is memory from the beginning.
+/// How long it may take to begin, as long as the workers to park.
+const BEGIN: Duration = Duration::from_secs(1);
+/// How long to come to a safe point: less than a successor has for everything, and then what the predecessor can spare.
+const STOP: Duration = PATIENCE.checked_div(2).expect("two is not nothing");
+const LAST_STOP: Duration = PATIENCE.saturating_mul(2);
+/// Bytes of its record for which there is memory from the beginning.
 const RECORD: usize = 64 * 1024;
 
-/// What the two say to each other: it serves; it is to stop; it has, and its record is whole.
+/// What the two say to each other: it serves; it is to stop; it has, and its record is whole; it cannot, for the reason that follows.
 const SERVES: u8 = b's';
-const STOP: u8 = b'e';
+const END: u8 = b'e';
 const DONE: u8 = b'd';
+const FAILED: u8 = b'f';
 
 /// A child that serves.
 #[derive(Debug)]
 pub(in crate::daemon) struct StandIn {
-    pid: Pid,
+    /// `None` where it has been ended.
+    pid: Option<Pid>,
     line: UnixStream,
     record: File,
 }
@@ -45,7 +53,7 @@ pub(in crate::daemon) struct StandIn {
 /// The same on its way through an exec.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct CarriedStandIn {
-    pid: i32,
+    pid: Option<i32>,
     line: RawFd,
     record: RawFd,
 }
@@ -57,8 +65,26 @@ impl CarriedStandIn {
 
     /// To be called once.
     pub fn inherit(&self) -> StandIn {
-        StandIn { pid: Pid::from_raw(self.pid), line: owned(self.line).into(), record: owned(self.record).into() }
+        StandIn { pid: self.pid.map(Pid::from_raw), line: owned(self.line).into(), record: owned(self.record).into() }
     }
+}
+
+/// Why it is not known what one did.
+#[derive(Debug)]
+pub(super) enum Lost {
+    /// Somebody else may find out.
+    Unclear(String),
+    /// Nobody will.
+    Gone(String),
+}
+
+/// Who asks it to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// Behind whom there is another one.
+    First,
+    /// Behind whom there is nobody.
+    Last,
 }
 
 /// What it has done; times are microseconds of CLOCK_MONOTONIC.
@@ -89,95 +115,128 @@ impl Prepared {
     /// There is no descriptor left.
     pub fn new() -> io::Result<Self> {
         let (line, childs) = UnixStream::pair()?;
-        line.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { line, childs, draft: Draft::new(RECORD)? })
     }
 
     /// Has a child serve in place of these workers, who have parked.
     ///
     /// # Errors
-    /// There is no process, thread or memory left.
-    pub fn begin(self, workers: &mut Vec<Worker>) -> Result<StandIn, NotBegun> {
+    /// There is no process, thread or memory left, and no byte was moved.
+    pub fn begin(self, workers: &mut Vec<Worker>) -> Result<StandIn, String> {
         let Self { line, childs, draft } = self;
-        let child = guard::double().map_err(|why| NotBegun { why, has_served: false })?;
-        let Some(pid) = child else {
+        let Some(pid) = guard::double().map_err(|e| e.to_string())? else {
             drop(line); // or its end would not be noticed
             serve(std::mem::take(workers), childs, draft);
         };
         drop(childs);
-        let stand_in = StandIn { pid, line, record: draft.file() };
-        let Err(why) = stand_in.hear() else { return Ok(stand_in) };
-        stand_in.end();
-        Err(NotBegun { why, has_served: record::is_begun(&stand_in.record) })
+        let mut stand_in = StandIn { pid: Some(pid), line, record: draft.file() };
+        let (Lost::Unclear(why) | Lost::Gone(why)) = match stand_in.hear(BEGIN) {
+            Ok(_) => return Ok(stand_in),
+            Err(lost) => lost,
+        };
+        if !record::is_begun(&stand_in.record) {
+            stand_in.end();
+        }
+        // It may have begun at the last moment, and then whoever takes over finds out what became of it.
+        if record::is_begun(&stand_in.record) { Ok(stand_in) } else { Err(why) }
     }
 }
 
-/// There is no stand-in.
-pub(super) struct NotBegun {
-    pub why: io::Error,
-    /// It was too slow to say so, but may have moved bytes.
-    pub has_served: bool,
-}
-
 impl StandIn {
-    fn hear(&self) -> io::Result<u8> {
-        let mut word = [0];
-        (&self.line).read_exact(&mut word)?;
+    fn hear(&self, patience: Duration) -> Result<u8, Lost> {
+        let failed = |e: io::Error| match e.kind() {
+            ErrorKind::WouldBlock => Lost::Unclear(format!("it says nothing for {patience:?}")),
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                Lost::Gone("it has died".into())
+            }
+            _ => Lost::Gone(e.to_string()),
+        };
+        let (mut line, mut word, mut why) = (&self.line, [0], String::new());
+        line.set_read_timeout(Some(patience)).map_err(failed)?;
+        line.read_exact(&mut word).map_err(failed)?;
+        if word[0] == FAILED {
+            line.read_to_string(&mut why).map_err(failed)?; // then it ends
+            return Err(Lost::Gone(why));
+        }
         Ok(word[0])
     }
 
     pub(super) fn carry(&self) -> CarriedStandIn {
-        CarriedStandIn { pid: self.pid.as_raw(), line: self.line.as_raw_fd(), record: self.record.as_raw_fd() }
+        let pid = self.pid.map(Pid::as_raw);
+        CarriedStandIn { pid, line: self.line.as_raw_fd(), record: self.record.as_raw_fd() }
     }
 
     /// Has it stop; nobody serves from here on. May be asked again, by a program that did not come to ask.
     ///
     /// # Errors
-    /// It has died, hangs, or makes no sense: nobody knows what became of the sessions.
-    pub(super) fn stop(&self) -> Result<Service, String> {
-        let lost = |e: io::Error| match e.kind() {
-            ErrorKind::WouldBlock => format!("it does not come to a safe point within {PATIENCE:?}"),
-            _ => format!("it is gone ({e})"),
-        };
-        (&self.line).write_all(&[STOP]).map_err(lost)?;
-        if self.hear().map_err(lost)? != DONE {
-            return Err("it cannot write down what it did".into());
+    /// Nobody knows what became of the sessions, or not yet.
+    pub(super) fn stop(&self, asking: Asking) -> Result<Service, Lost> {
+        let patience = if asking == Asking::First { STOP } else { LAST_STOP };
+        let asked = (&self.line).write_all(&[END]); // an error is one of hearing, too
+        let mut heard = self.hear(patience);
+        while matches!(heard, Ok(word) if word != DONE) {
+            heard = self.hear(patience); // an earlier word that nobody waited for
         }
-        let sections = record::read(&self.record, &VERSIONS)?;
-        let [times, workers @ ..] = &sections[..] else { return Err("its record is empty".into()) };
-        let times = json::read(times).map_err(|e| format!("its record makes no sense: {e}"))?;
-        let workers = workers.iter().map(|bytes| Meanwhile::read(bytes).map_err(|e| e.to_string()));
-        Ok(Service { times, meanwhile: workers.collect::<Result<_, _>>()? })
+        // Its record is sealed when all is done, whatever became of it then.
+        let sections = match (record::read(&self.record, &VERSIONS), heard) {
+            (Ok(sections), _) => sections,
+            (Err(_), Err(lost)) => return Err(lost),
+            (Err(why), Ok(_)) => return Err(Lost::Gone(format!("{why} ({asked:?})"))),
+        };
+        Service::read(&sections).map_err(|why| Lost::Unclear(format!("its record makes no sense: {why}")))
     }
 
-    /// Ends it.
-    pub fn dismiss(self) {
-        self.end();
-    }
-
-    /// To be called once: then the number may be another's.
-    fn end(&self) {
-        let _ = kill(self.pid, Signal::SIGKILL); // it may have gone by itself
-        if let Err(e) = waitpid(self.pid, None) {
+    /// Ends it, where that has not been done.
+    pub(in crate::daemon) fn end(&mut self) {
+        let Some(pid) = self.pid.take() else { return };
+        let _ = kill(pid, Signal::SIGKILL); // it may have gone by itself
+        // Not bounded, as nothing keeps it: it neither waits for a disk nor for anybody.
+        if let Err(e) = waitpid(pid, None) {
             warn!("the process that served meanwhile cannot be waited for: {e}");
         }
     }
 }
 
-/// A stand-in did not come to say what it did.
-pub(super) fn tell_of_loss(why: &str) {
-    error!(
-        "the process that served meanwhile is lost, and established sessions with it, for nobody knows which bytes it moved: {why}"
-    );
+impl Service {
+    fn read(sections: &[Bytes]) -> Result<Self, String> {
+        let [times, workers @ ..] = sections else { return Err("it is empty".into()) };
+        let times = json::read(times).map_err(|e| e.to_string())?;
+        let workers = workers.iter().map(|bytes| Meanwhile::read(bytes).map_err(|e| e.to_string()));
+        Ok(Self { times, meanwhile: workers.collect::<Result<_, _>>()? })
+    }
+}
+
+/// The workers take up what a stand-in did, or cut what it served; where somebody else may know more, `else_back` is called before.
+/// Returns when it served, or why sessions were cut.
+pub(super) fn take_up(
+    mut roster: Roster<'_>,
+    service: Result<Service, Lost>,
+    else_back: impl FnOnce(String),
+) -> Result<Times, String> {
+    let caught_up = service.and_then(|Service { times, meanwhile }| match roster.catch_up(meanwhile) {
+        Ok(()) => Ok(times),
+        Err(unfit) => Err(Lost::Unclear(unfit.0)),
+    });
+    let why = match caught_up {
+        Ok(times) => return Ok(times),
+        Err(Lost::Gone(why)) => why,
+        Err(Lost::Unclear(why)) => {
+            else_back(format!("it is not clear what the process did that served meanwhile: {why}"));
+            why
+        }
+    };
+    let sessions = roster.lose_track();
+    let why = format!("nobody knows what the process did that served meanwhile: {why}");
+    error!(event = Happening::SessionsCut.as_str(), "{why}; sessions cut: {sessions}");
+    Err(why)
 }
 
 /// The child's life. Of all that it was born with it uses the workers alone: whoever held a lock is not here to give it back.
-fn serve(workers: Vec<Worker>, line: UnixStream, draft: Draft) -> ! {
-    take_name(c"lbd-stand-in");
-    match try_to_serve(workers, &line, draft) {
-        Ok(()) => guard::leave(0),
-        Err(_) => guard::leave(1), // which the other end notices
-    }
+fn serve(workers: Vec<Worker>, mut line: UnixStream, draft: Draft) -> ! {
+    let served = catch_unwind(AssertUnwindSafe(|| try_to_serve(workers, &line, draft)));
+    let Err(why) = served.unwrap_or_else(|_| Err(io::Error::other("it has panicked"))) else { guard::leave(0) };
+    let _ = line.write_all(&[FAILED]).and_then(|()| line.write_all(why.to_string().as_bytes()));
+    guard::leave(1)
 }
 
 fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io::Result<()> {
@@ -196,16 +255,20 @@ fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io
     draft.begin()?; // by this it is known that bytes may have been moved; a word would wake the parent, to take our time
     all_there.wait();
     let begun = now().micros;
+    take_name(c"lbd-stand-in");
     line.write_all(&[SERVES])?;
     let mut word = [0];
     line.read_exact(&mut word)?;
     over.store(true, SeqCst);
-    for waker in wakers {
+    for waker in &wakers {
         let _ = waker.write(1); // fails only where it is awake already
     }
     let ended = now().micros;
     let meanwhile = threads.into_iter().map(JoinHandle::join).collect::<Result<Vec<_>, _>>();
-    let meanwhile = meanwhile.map_err(|_| io::Error::other("a worker has panicked"))?;
+    let meanwhile = meanwhile.map_err(|_| io::Error::other("a worker of it has panicked"))?;
+    for waker in &wakers {
+        let _ = waker.read(); // or the epoll descriptors would tell it to whoever is next
+    }
     let times = json::try_compact(&Times { begun, ended }).map_err(io::Error::other)?;
     let written = meanwhile.iter().map(|one| one.write().map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()?;
     let sections: Vec<&[u8]> = std::iter::once(times.as_bytes()).chain(written.iter().map(Vec::as_slice)).collect();

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::guard::{self, Called, or_back, owned};
+use super::guard::{self, Called, Turn, or_back, owned};
 use super::misbehave::{self, Point, misbehave};
-use super::stand_in::{StandIn, Times, tell_of_loss};
+use super::stand_in::{Asking, StandIn, Times, take_up};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
 use crate::control::Roll;
 use crate::control::socket::ControlSocket;
@@ -134,23 +134,17 @@ impl Settlement {
         self.kept.add_all(worker.descriptors())
     }
 
-    /// Everything is built: the stand-in stops, and the workers know what it did. Nobody serves from here on.
-    ///
-    /// # Errors
-    /// That cannot be.
-    pub(in crate::daemon) fn catch_up(&mut self, workers: &mut [Assembled]) -> Result<(), Unfit> {
-        let mut roster = Roster::of_assembled(workers);
+    /// Everything is built: the stand-in stops, and the workers know what it did. Nobody serves from here on. Where it does not come
+    /// to tell, the predecessor asks it again; where nobody can, what it served is cut.
+    pub(in crate::daemon) fn catch_up(&mut self, workers: &mut [Assembled]) {
+        let roster = Roster::of_assembled(workers);
         misbehave(Point::Built);
-        match self.stand_in.stop() {
-            Ok(service) => {
-                self.times = Some(service.times);
-                roster.catch_up(service.meanwhile)
-            }
+        let asking = if guard::turn() == Some(Turn::First) { Asking::First } else { Asking::Last };
+        match take_up(roster, self.stand_in.stop(asking), |why| drop(or_back(why))) {
+            Ok(times) => self.times = Some(times),
             Err(why) => {
-                tell_of_loss(&why);
-                roster.lose_track();
+                self.stand_in.end(); // what it still heard would be heard by nobody else
                 self.lost = Some(why);
-                Ok(())
             }
         }
     }

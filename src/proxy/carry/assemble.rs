@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -43,6 +44,8 @@ impl std::error::Error for Unfit {}
 /// A worker that is whole and owns nothing yet: dropped, it closes nothing.
 pub struct Assembled {
     worker: ManuallyDrop<Worker>,
+    /// Everything is registered anew.
+    pub(super) anew: bool,
     descriptors: Descriptors,
 }
 
@@ -87,7 +90,7 @@ impl Worker {
         if anew {
             worker.register_all().map_err(|e| kernel("a descriptor cannot be registered", e))?;
         }
-        Ok(Assembled { worker, descriptors: check.descriptors })
+        Ok(Assembled { worker, anew, descriptors: check.descriptors })
     }
 
     /// While the table is collected it owns descriptors, and nothing keeps them from being closed with it. So the first session that is
@@ -125,24 +128,32 @@ impl Worker {
     }
 
     fn register_all(&self) -> Result<(), Errno> {
-        for (key, session) in &self.sessions {
-            self.epoll
-                .add(&session.client.fd, EpollEvent::new(interest(), Token::Client(key, session.serial).pack()))?;
-            if let Some(server) = &session.server {
-                self.epoll.add(
-                    &server.fd,
-                    EpollEvent::new(interest(), Token::Server(key, session.serial, session.dial).pack()),
-                )?;
-            }
-        }
-        for (key, spare) in self.spares.iter() {
-            self.epoll.add(&spare.fd, EpollEvent::new(interest(), Token::Spare(key).pack()))?;
+        for (fd, event) in self.told_once() {
+            self.epoll.add(fd, event)?;
         }
         for (key, door) in &self.doors {
             let events = if door.held.is_some() { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
             self.epoll.add(&door.socket, EpollEvent::new(events, Token::Door(key).pack()))?;
         }
         Ok(())
+    }
+
+    /// Has epoll tell once more what is so of every socket but doors, whose clients it tells of anyway.
+    pub(super) fn hear_again(&self) {
+        for (fd, mut event) in self.told_once() {
+            let _ = self.epoll.modify(fd, &mut event); // it is registered
+        }
+    }
+
+    /// Sockets of which epoll tells each thing but once, as they are registered.
+    fn told_once(&self) -> impl Iterator<Item = (&OwnedFd, EpollEvent)> {
+        let sessions = self.sessions.iter().flat_map(|(key, session)| {
+            let Session { client, server, serial, dial, .. } = session;
+            let server = server.as_ref().map(|end| (&end.fd, Token::Server(key, *serial, *dial)));
+            [Some((&client.fd, Token::Client(key, *serial))), server].into_iter().flatten()
+        });
+        let spares = self.spares.iter().map(|(key, spare)| (&spare.fd, Token::Spare(key)));
+        sessions.chain(spares).map(|(fd, token)| (fd, EpollEvent::new(interest(), token.pack())))
     }
 
     /// The first thing after a pause: what could not be done before, for it closes something.

@@ -16,6 +16,7 @@ use super::picture;
 use super::{CarriedEnd, CarriedFlow};
 use crate::proxy::relay::End;
 use crate::proxy::session::{Next, Session, State};
+use crate::proxy::socket;
 use crate::proxy::sweep::bear_with;
 use crate::proxy::token::Token;
 use crate::proxy::worker::{EVENTS, REFRESH, Worker, count_bytes};
@@ -27,7 +28,7 @@ pub struct Meanwhile {
     /// Sessions that had a turn.
     pub(super) turns: Vec<Turn>,
     /// What epoll told and nobody has acted upon: tokens and events. It tells each thing but once.
-    unheard: Vec<(u64, u32)>,
+    pub(super) unheard: BTreeMap<u64, u32>,
 }
 
 impl Meanwhile {
@@ -99,7 +100,7 @@ impl Due {
 struct Seen {
     turns: BTreeSet<usize>,
     due: BTreeMap<usize, Due>,
-    unheard: Vec<(u64, u32)>,
+    unheard: BTreeMap<u64, u32>,
 }
 
 impl Worker {
@@ -109,7 +110,7 @@ impl Worker {
         let (mut events, mut turn, mut seen) = ([EpollEvent::empty(); EVENTS], Vec::new(), Seen::default());
         while !over.load(SeqCst) {
             let patience = if self.again.is_empty() { EpollTimeout::NONE } else { EpollTimeout::ZERO };
-            let Some(heard) = self.hear(&mut events, patience) else { break };
+            let Ok(heard) = self.hear(&mut events, patience) else { break };
             mem::swap(&mut turn, &mut self.again);
             for event in heard {
                 match Token::unpack(event.data()) {
@@ -127,7 +128,6 @@ impl Worker {
                 }
             }
         }
-        self.inbox.clear(); // whoever takes over hears of its own only
         let turns = seen.turns.iter().filter_map(|key| turn_of(&self.sessions[*key], seen.due.get(key)));
         Meanwhile { turns: turns.collect(), unheard: seen.unheard }
     }
@@ -137,7 +137,7 @@ impl Worker {
         match self.heard_of(token, event.events()) {
             Some(key) if !seen.due.contains_key(&key) => self.move_bytes(key, seen),
             Some(_) => {} // it is noted with the session
-            None => seen.unheard.push((event.data(), event.events().bits() as u32)),
+            None => *seen.unheard.entry(event.data()).or_default() |= event.events().bits() as u32,
         }
     }
 
@@ -163,6 +163,11 @@ impl Worker {
         if next == Next::Again && !mem::replace(&mut session.again, true) {
             self.again.push(key);
         }
+        if let (Next::End(Cause::Normal, _), Some(server)) = (next, &session.server) {
+            // The close that follows will tell this to whoever has not been told; but that may take a while.
+            socket::finish_writing(&session.client.fd);
+            socket::finish_writing(&server.fd);
+        }
         seen.due.extend(Due::of(next).map(|due| (key, due)));
     }
 
@@ -171,9 +176,11 @@ impl Worker {
         let Turn { client, server, up, down, introduced, stalled, active, again, due } = turn;
         let (session, memory) = (&mut self.sessions[key], &self.limits.memory);
         let moved = (up.bytes.checked_sub(session.up.bytes), down.bytes.checked_sub(session.down.bytes));
-        let (Some(carried_up), Some(carried_down), State::Relaying) = (moved.0, moved.1, session.state) else {
-            let state = session.state;
-            return Err(Unfit(format!("session {key} is {state:?}, and has carried less after a turn than before it")));
+        if session.state != State::Relaying {
+            return Err(Unfit(format!("session {key} has had a turn and is {:?}", session.state)));
+        }
+        let (Some(carried_up), Some(carried_down)) = moved else {
+            return Err(Unfit(format!("session {key} has carried less after a turn than before it")));
         };
         let Some(end) = session.server.as_mut().filter(|end| end.fd.as_raw_fd() == server.fd) else {
             return Err(Unfit(format!("session {key} has had a turn with another server")));
@@ -199,16 +206,21 @@ impl Worker {
         Ok(())
     }
 
-    /// Nobody knows which bytes of established sessions have been moved: they are over.
-    fn lose_track(&mut self) {
+    /// Nobody knows which bytes of established sessions have been moved: they are over. Nor is it known what was heard of others. Returns how many are over.
+    fn lose_track(&mut self) -> usize {
         let served = self.sessions.iter().filter(|(_, session)| session.state == State::Relaying);
-        self.due.extend(served.map(|(key, _)| (key, Next::End(Cause::Proxy, Phase::Data))));
+        self.due = served.map(|(key, _)| (key, Next::End(Cause::Proxy, Phase::Data))).collect();
+        self.deafened = true;
+        self.due.len()
     }
 
     /// The first thing in a turn after a pause: what could not be decided meanwhile.
     pub(in crate::proxy) fn make_up_for(&mut self) {
         for (key, next) in mem::take(&mut self.due) {
             self.follow(key, next);
+        }
+        if mem::take(&mut self.deafened) {
+            self.hear_again();
         }
         for (token, events) in mem::take(&mut self.unheard) {
             self.heard(EpollEvent::new(EpollFlags::from_bits_truncate(events as i32), token));
@@ -240,6 +252,8 @@ impl End {
 /// Who goes on with sessions that had a stand-in: workers that were parked, or are assembled. Made while that one serves.
 pub struct Roster<'a> {
     workers: Vec<&'a mut Worker>,
+    /// Everything of them is registered anew, and what is so is told again.
+    anew: bool,
     /// The worker and the key of each session, by its client's socket.
     places: HashMap<RawFd, (usize, usize)>,
 }
@@ -247,19 +261,20 @@ pub struct Roster<'a> {
 impl<'a> Roster<'a> {
     /// Of workers that were parked.
     pub fn of_parked(workers: &'a mut [Worker]) -> Self {
-        Self::of(workers.iter_mut().collect())
+        Self::of(workers.iter_mut().collect(), false)
     }
 
     /// Of workers that are ready.
     pub fn of_assembled(workers: &'a mut [Assembled]) -> Self {
-        Self::of(workers.iter_mut().map(Assembled::worker).collect())
+        let anew = workers.iter().any(|worker| worker.anew);
+        Self::of(workers.iter_mut().map(Assembled::worker).collect(), anew)
     }
 
-    fn of(workers: Vec<&'a mut Worker>) -> Self {
+    fn of(workers: Vec<&'a mut Worker>, anew: bool) -> Self {
         let all = workers.iter().enumerate().flat_map(|(n, worker)| {
             worker.sessions.iter().map(move |(key, session)| (session.client.fd.as_raw_fd(), (n, key)))
         });
-        Self { places: all.collect(), workers }
+        Self { places: all.collect(), workers, anew }
     }
 
     /// Has them know what became of the sessions of each of the workers that had a stand-in.
@@ -267,23 +282,22 @@ impl<'a> Roster<'a> {
     /// # Errors
     /// That cannot be.
     pub fn catch_up(&mut self, meanwhile: Vec<Meanwhile>) -> Result<(), Unfit> {
-        let same = meanwhile.len() == self.workers.len();
         for (n, Meanwhile { turns, unheard }) in meanwhile.into_iter().enumerate() {
             for turn in turns {
                 let place = self.places.get(&turn.client.fd);
                 let (worker, key) = *place.ok_or_else(|| Unfit("a session has had a turn and is not there".into()))?;
                 self.workers[worker].take_turn(key, turn)?;
             }
-            // Else each socket was registered anew, and what is so is told again.
-            if same {
-                self.workers[n].unheard.extend(unheard);
+            if !self.anew {
+                let worker = self.workers.get_mut(n).ok_or_else(|| Unfit(format!("there is no worker {n}")))?;
+                worker.unheard.extend(unheard);
             }
         }
         Ok(())
     }
 
-    /// The stand-in is lost, with what it knew.
-    pub fn lose_track(self) {
-        self.workers.into_iter().for_each(Worker::lose_track);
+    /// The stand-in is lost, with what it knew. Returns how many sessions are over by that.
+    pub fn lose_track(self) -> usize {
+        self.workers.into_iter().map(Worker::lose_track).sum()
     }
 }

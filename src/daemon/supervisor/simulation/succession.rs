@@ -76,7 +76,7 @@ impl World {
     pub(super) fn hand_over(&mut self, carried: CarriedSupervisor) {
         if self.chance.happens(15) {
             self.ends.not_executed += 1;
-            return self.at_once.push_back(Event::NotHandedOver("no memory".into()));
+            return self.at_once.push_back(Event::NotHandedOver("no memory".into(), None));
         }
         let pause = self.chance.millis(20);
         self.now += pause;

@@ -76,7 +76,7 @@ fn a_program_is_tried_first_and_nothing_is_begun_between_the_freeze_and_the_end_
     assert_eq!(kinds(&daemon.on(Event::Checked(AskId(9), fit(), 0))), ["reloading", "freeze"]);
     let frozen = daemon.after(Duration::from_secs(5), Event::Frozen(Ok(())));
     assert_eq!(kinds(&frozen), ["hand over"], "though probes are due");
-    let back = daemon.on(Event::NotHandedOver("no memory".into()));
+    let back = daemon.on(Event::NotHandedOver("no memory".into(), None));
     assert!(refusal(&back).is_some_and(|why| why.contains("no memory") && why.contains("lbd 1 serves on")));
     assert!(kinds(&back).contains(&"ready") && kinds(&back).contains(&"probe"), "it goes on: {back:?}");
     assert_eq!(kinds(&daemon.ask(10, upgrade(Earnest::Done))), ["check"], "and may be asked again");

@@ -1,12 +1,13 @@
 //! Several real workers with one door, and the hand-over of all they have.
 
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{Notify, mpsc};
 
@@ -148,8 +149,8 @@ impl Fleet {
         self.hand_over_while(count, || {});
     }
 
-    /// The same; something happens while a stand-in serves.
-    pub fn hand_over_while(&mut self, count: usize, meanwhile: impl FnOnce()) {
+    /// The same; something happens while a stand-in serves. Returns what that one tells.
+    pub fn hand_over_while(&mut self, count: usize, meanwhile: impl FnOnce()) -> Vec<Meanwhile> {
         let parked = self.park();
         let carried = through_bytes(&parked);
         let standing_in = StandingIn::begin(parked);
@@ -159,10 +160,11 @@ impl Fleet {
         let (parked, told) = standing_in.end();
         let before = self.around.alive();
         parked.into_iter().for_each(part_with);
-        roster.catch_up(told).unwrap();
+        roster.catch_up(told.clone()).unwrap();
         assert_eq!(around.alive(), before);
         self.around = around; // the former inboxes close, as an exec closes them
         self.run(assembled.into_iter().map(Assembled::commit).collect());
+        told
     }
 
     pub fn ip(&self) -> SocketAddr {
@@ -212,6 +214,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 pub struct StandingIn {
     over: Arc<AtomicBool>,
     wakers: Vec<Arc<EventFd>>,
+    epolls: Vec<OwnedFd>,
     threads: Vec<JoinHandle<(Worker, Meanwhile)>>,
 }
 
@@ -219,6 +222,7 @@ impl StandingIn {
     pub fn begin(workers: Vec<Worker>) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let wakers = workers.iter().map(Worker::waker).collect();
+        let epolls = workers.iter().map(|worker| worker.epoll.0.try_clone().unwrap()).collect();
         let threads = workers.into_iter().map(|mut worker| {
             let over = Arc::clone(&over);
             thread::spawn(move || {
@@ -226,7 +230,17 @@ impl StandingIn {
                 (worker, told)
             })
         });
-        Self { threads: threads.collect(), over, wakers }
+        Self { threads: threads.collect(), over, wakers, epolls }
+    }
+
+    /// Waits until all that has come was heard.
+    pub fn until_heard(&self) {
+        let begun = Instant::now();
+        let untold = |epoll: &OwnedFd| poll(&mut [PollFd::new(epoll.as_fd(), PollFlags::POLLIN)], 0u8).unwrap() > 0;
+        while self.epolls.iter().any(untold) {
+            assert!(begun.elapsed() < PATIENCE);
+            thread::yield_now();
+        }
     }
 
     /// The workers, and what they tell as it is read.

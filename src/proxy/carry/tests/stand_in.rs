@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::fleet::{Fleet, StandingIn, Successor, part_with, through_bytes};
+use super::fleet::{Fleet, StandingIn, Successor, connect, part_with, through_bytes};
 use super::states::read;
 use crate::proxy::carry::stand_in::Due;
 use crate::proxy::carry::{Assembled, Meanwhile, Roster};
@@ -27,6 +27,20 @@ fn accepted(door: &TcpListener) -> TcpStream {
     let server = door.accept().unwrap().0;
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     server
+}
+
+/// One session more, of the same worker.
+fn another(fleet: &Fleet, door: &TcpListener) -> (TcpStream, TcpStream) {
+    let (mut client, mut server) = (fleet.client(), accepted(door));
+    talk(&mut client, &mut server);
+    (client, server)
+}
+
+fn talk(client: &mut TcpStream, server: &mut TcpStream) {
+    client.write_all(b"ping").unwrap();
+    assert_eq!(read(server, 4), b"ping");
+    server.write_all(b"pong").unwrap();
+    assert_eq!(read(client, 4), b"pong");
 }
 
 fn reset(peer: TcpStream) {
@@ -71,19 +85,25 @@ fn what_is_said_last_is_heard_at_once_and_the_end_behind_it_is_the_same_as_ever(
     ];
     for (cause, end) in ends {
         for count in [1, 2] {
-            let (mut fleet, mut client, mut server, _door) = session("");
+            let (mut fleet, mut client, mut server, door) = session("");
+            let (mut witness, mut echo) = another(&fleet, &door);
             let mut left = None;
-            fleet.hand_over_while(count, || {
+            let told = fleet.hand_over_while(count, || {
                 client.write_all(b"last words").unwrap();
                 assert_eq!(read(&mut server, 10), b"last words", "while nobody but a stand-in is there");
                 server.write_all(b"goodbye").unwrap();
                 assert_eq!(read(&mut client, 7), b"goodbye");
                 left = end(client, server);
+                if cause == Cause::Normal {
+                    assert_eq!(left.as_mut().unwrap().read(&mut [0]).unwrap(), 0, "an end is told at once");
+                }
+                talk(&mut witness, &mut echo); // what has come before that is heard by then
             });
+            let due: Vec<_> = told.iter().flat_map(|told| &told.turns).filter_map(|turn| turn.due.clone()).collect();
+            assert_eq!(due, [Due::End(cause.as_str().into())]);
             let told = left.unwrap().read(&mut [0]).map_err(|e| e.kind());
             assert_eq!(told, if cause == Cause::Normal { Ok(0) } else { Err(ErrorKind::ConnectionReset) }, "{cause}");
-            fleet.until_nobody_is_left();
-            assert_eq!(counted(&fleet, cause), ([10, 7], [10, 7], 1), "{cause}");
+            fleet.until("it has ended", || counted(&fleet, cause) == ([14, 11], [14, 11], 1));
         }
     }
 }
@@ -95,14 +115,57 @@ fn a_backend_that_breaks_before_a_byte_moved_is_replaced_by_who_takes_over() {
         let mut fleet = Fleet::serving(1, &format!("a: {}", door.local_addr().unwrap()), "");
         let mut client = fleet.client();
         let server = accepted(&door);
-        fleet.until_alive("it is established", |alive| alive.backends[0].1 == 1);
-        fleet.hand_over(1); // so that it is, for certain
-        fleet.hand_over_while(count, || {
+        let (mut witness, mut echo) = another(&fleet, &door);
+        let told = fleet.hand_over_while(count, || {
             reset(server);
+            talk(&mut witness, &mut echo);
             client.write_all(b"hello").unwrap();
         });
-        // Whoever knew of it as a break tries again after a second, as there is no other backend.
+        let due: Vec<_> = told.iter().flat_map(|told| &told.turns).filter_map(|turn| turn.due.clone()).collect();
+        assert!(matches!(due[..], [Due::Redial(_)]), "{due:?}");
+        // After a second, as there is no other backend.
         assert_eq!(read(&mut accepted(&door), 5), b"hello");
+    }
+}
+
+#[test]
+fn what_is_not_a_stand_ins_to_do_is_done_behind_it_though_it_is_lost() {
+    const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 2222\r\n";
+    for lost in [false, true] {
+        // One that accepts nobody: its queue has room for one, and then the kernel drops what comes.
+        let door = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        door.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        door.listen(0).unwrap();
+        let door: TcpListener = door.into();
+        let _stop = connect(door.local_addr().unwrap());
+        let backends = format!("backends: {{ a: {} }}, connect_timeout: 20s", door.local_addr().unwrap());
+        let pools = format!("pools: {{ web: {{ {backends} }} }}\n");
+        let mut fleet = Fleet::of(1, "accept_proxy: { from: [127.0.0.0/8] }", &pools);
+        let (mut connecting, mut silent) = (fleet.client(), fleet.client());
+        connecting.write_all(&[HEADER, b"hello"].concat()).unwrap();
+        fleet.until_alive("one connects, one is silent", |alive| (alive.listener, alive.backends[0].1) == (2, 1));
+        let parked = fleet.park();
+        let carried = through_bytes(&parked);
+        let standing_in = StandingIn::begin(parked);
+        connecting.write_all(b" there").unwrap();
+        silent.write_all(&[HEADER, b"hello"].concat()).unwrap();
+        standing_in.until_heard();
+        let Successor { around, mut assembled } = Fleet::assemble(&fleet.file, carried, 1);
+        let (parked, told) = standing_in.end();
+        parked.into_iter().for_each(part_with);
+        assert!(told[0].turns.is_empty() && told[0].unheard.len() == 2, "{told:?}");
+        let mut roster = Roster::of_assembled(&mut assembled);
+        if lost {
+            assert_eq!(roster.lose_track(), 0);
+        } else {
+            roster.catch_up(told).unwrap();
+        }
+        fleet.around = around;
+        fleet.run(assembled.into_iter().map(Assembled::commit).collect());
+        accepted(&door);
+        let mut heard: Vec<_> = (0..2).map(|_| read(&mut accepted(&door), 5)).collect();
+        heard.sort();
+        assert_eq!(heard, [b"hello", b"hello"]);
     }
 }
 
@@ -123,6 +186,7 @@ fn those_who_were_parked_may_go_on_themselves() {
         if turn == 3 {
             ended.shutdown(Shutdown::Write).unwrap();
             ending.shutdown(Shutdown::Write).unwrap();
+            assert_eq!((ending.read(&mut [0]).unwrap(), ended.read(&mut [0]).unwrap()), (0, 0));
         }
         let (stood_in, told) = standing_in.end();
         stood_in.into_iter().for_each(part_with);
@@ -133,7 +197,6 @@ fn those_who_were_parked_may_go_on_themselves() {
         fleet.until("all is counted", || counted(&fleet, Cause::Normal).0 == [10 + 6 * turn, 5 * turn]);
     }
     fleet.until("the other session has ended", || counted(&fleet, Cause::Normal).2 == 1);
-    assert_eq!((ending.read(&mut [0]).unwrap(), ended.read(&mut [0]).unwrap()), (0, 0));
 }
 
 #[test]

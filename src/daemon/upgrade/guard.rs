@@ -1,7 +1,7 @@
 //! The way on and the way back: executes a program in place of this one, and holds a door open to the predecessor for as long
 //! as a successor is taking over. Whatever ends the successor then (a panic, a crash, an exit, an error, a second without
 //! getting there) executes the predecessor again, by its descriptor and with the same record; until the take-over is settled
-//! nobody has touched a session. Going back is one system call that is prepared: it may follow on a heap in ruins.
+//! nobody but a stand-in has touched a session. Going back is one system call that is prepared: it may follow on a heap in ruins.
 //! One of the three files with `unsafe`.
 #![allow(unsafe_code)]
 

@@ -1,7 +1,8 @@
 //! Another program takes over in place: same process, same descriptors, no session that notices.
 //!
-//! `target` finds out which program can; `hand_over` has everything stand still, writes it down in a `record` and has the
-//! kernel execute the program; there `take_over` reads it, while `guard` holds the way back open until all is built. `misbehave` is what tests want to go wrong there.
+//! `target` finds out which program can; `hand_over` has everything stand still, leaves established sessions to a `stand_in`, writes
+//! all down in a `record` and has the kernel execute the program; there `take_over` reads it, while `guard` holds the way back
+//! open until all is built. `misbehave` is what tests want to go wrong there.
 
 mod elf;
 mod guard;
@@ -31,8 +32,8 @@ use super::sockets::CarriedSockets;
 use super::supervisor::CarriedSupervisor;
 use crate::control::socket::CarriedSocket;
 
-/// What the daemon leaves beside its workers. It travels as JSON: new fields have a default, and an older program that has to
-/// go on with it knows nothing of them.
+/// What the daemon leaves beside its workers. It travels as JSON: fields newer than the record's version have a default, and an
+/// older program that has to go on with it knows nothing of them.
 #[derive(Debug, Serialize, Deserialize)]
 struct CarriedDaemon {
     /// Since when nobody new is served: microseconds of CLOCK_MONOTONIC.

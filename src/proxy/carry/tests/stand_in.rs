@@ -24,6 +24,7 @@ fn session(keys: &str) -> (Fleet, TcpStream, TcpStream, TcpListener) {
 }
 
 fn accepted(door: &TcpListener) -> TcpStream {
+    SockRef::from(door).set_read_timeout(Some(PATIENCE)).unwrap();
     let server = door.accept().unwrap().0;
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     server

@@ -224,6 +224,7 @@ impl Worker {
     }
 
     /// Waits for events, then looks at the clock.
+    #[inline]
     pub(super) fn hear<'a>(
         &mut self,
         events: &'a mut [EpollEvent],
@@ -238,6 +239,7 @@ impl Worker {
     }
 
     /// Acts on what epoll tells; true where the daemon has told something.
+    #[inline]
     pub(super) fn heard(&mut self, event: EpollEvent) -> bool {
         match Token::unpack(event.data()) {
             Token::Client(key, serial) => self.client_event((key, serial), event.events()),

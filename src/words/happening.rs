@@ -34,7 +34,7 @@ happenings! {
     Started = "started", "ac076f2e0b2e41dbb78906decf7fd58b";
     /// A stop or restart has begun: no more clients, sessions finish.
     Stopping = "stopping", "e7b7efb0d8794e4f827932ed24624321";
-    /// Sessions were cut because the time to finish was over.
+    /// Sessions were cut because the time to finish was over, or because who served them was lost.
     SessionsCut = "sessions-cut", "a60902843c5646b88eca5dafd1eed117";
     /// The daemon has stopped as it was asked to.
     Stopped = "stopped", "4ce0e25c42344be19e57ab8420ef8130";

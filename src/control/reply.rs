@@ -199,7 +199,7 @@ impl Reply {
                     None => format!(
                         "lbd {from} -> {to}; sessions carried over: {sessions}; they paused for {pause}, new clients waited for {wait}"
                     ),
-                    Some(why) => format!("lbd {from} -> {to}, but established sessions were cut: {why}"),
+                    Some(why) => format!("lbd {from} -> {to}; sessions carried over: {sessions}, but {why}"),
                 }])
             }
             Self::Upgradable { from, to, program, carried, left } => {

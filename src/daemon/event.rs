@@ -37,6 +37,8 @@ pub struct TookOver {
     pub from: String,
     /// Why the program that was to take over did not: this is the one that served before.
     pub failure: Option<String>,
+    /// How many sessions were carried over.
+    pub sessions: u64,
     /// The longest time for which established sessions were not served.
     pub pause: Duration,
     /// For how long nobody new was.

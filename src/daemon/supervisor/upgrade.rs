@@ -124,7 +124,7 @@ impl Supervisor {
 
     fn refuse_upgrade_with(&mut self, ask: AskId, why: &str, lost: Option<String>, out: &mut Vec<Action>) {
         error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}");
-        let after = lost.map_or_else(|| "; nothing was changed".to_owned(), |lost| format!(", but {}", cut(&lost)));
+        let after = lost.map_or_else(|| "; nothing was changed".to_owned(), |lost| format!(", but with {lost}"));
         let message = format!("{why}\nlbd {} serves on{after}", self.facts.version);
         out.push(Action::Answer(ask, Reply::refused(message)));
     }
@@ -136,7 +136,7 @@ impl Supervisor {
 
     /// This program serves in place of another: it goes on where that one was.
     pub(super) fn took_over(&mut self, how: TookOver, now: Now, out: &mut Vec<Action>) {
-        let TookOver { asker, from, failure, pause, shut, lost } = how;
+        let TookOver { asker, from, failure, sessions, pause, shut, lost } = how;
         self.stage = Stage::Serving;
         out.push(Action::Notify(Notice::Alive));
         if let Some(config) = &self.config {
@@ -148,14 +148,14 @@ impl Supervisor {
         match failure {
             None => {
                 self.upgrades += 1;
-                let (to, sessions, upgrades) = (self.facts.version.clone(), self.cells.sessions(), self.upgrades);
+                let (to, upgrades) = (self.facts.version.clone(), self.upgrades);
                 let how = match &lost {
                     None => format!(
                         "sessions carried over: {sessions}; they paused for {}, new clients waited for {}",
                         in_millis(pause),
                         in_millis(shut)
                     ),
-                    Some(why) => cut(why),
+                    Some(why) => why.clone(),
                 };
                 info!(
                     event = Happening::Upgraded.as_str(),
@@ -170,7 +170,7 @@ impl Supervisor {
             Some(why) => {
                 error!(event = Happening::UpgradeRefused.as_str(), "not upgraded: {why}; lbd {from} serves on");
                 let after =
-                    lost.map_or_else(|| "and no session was lost".to_owned(), |lost| format!("but {}", cut(&lost)));
+                    lost.map_or_else(|| "and no session was lost".to_owned(), |lost| format!("but with {lost}"));
                 let message = format!("the new program failed: {why}\nlbd {from} serves on, {after}");
                 out.push(Action::Answer(asker, Reply::refused(message)));
             }
@@ -178,10 +178,6 @@ impl Supervisor {
         self.last_status = self.status_line();
         out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
     }
-}
-
-fn cut(why: &str) -> String {
-    format!("established sessions were cut: {why}")
 }
 
 fn in_millis(time: Duration) -> String {

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use memmap2::MmapOptions;
@@ -34,7 +34,7 @@ use super::{misbehave, record};
 const TAKE_OVER: &str = "--takeover";
 const BACK: &str = "back";
 /// How long a successor may take. A program that is built for finding errors is slower by far.
-pub const PATIENCE: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
+const PATIENCE: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
 /// And how much longer for each MiB of the record; it takes a tenth of that.
 const FOR_EACH_MIB: Duration = Duration::from_millis(100);
 /// So many times as long has the predecessor that is executed again: behind it there is only a restart.
@@ -61,6 +61,8 @@ const TAKEN: u8 = 2;
 static WAY: AtomicU8 = AtomicU8::new(SHUT);
 /// There is none where this process is the predecessor again.
 static PREDECESSOR: OnceLock<Predecessor> = OnceLock::new();
+/// When who takes over has to be done.
+static DEADLINE: OnceLock<Instant> = OnceLock::new();
 /// What handled fatal signals before.
 static BEFORE: OnceLock<Vec<(Signal, SigAction)>> = OnceLock::new();
 
@@ -238,6 +240,11 @@ pub fn turn() -> Option<Turn> {
     (WAY.load(SeqCst) != SHUT).then_some(turn)
 }
 
+/// How long who takes over here has still, if anybody does.
+pub fn time_left() -> Option<Duration> {
+    turn().and(DEADLINE.get()).map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
 /// Somebody goes back.
 pub fn is_taken() -> bool {
     WAY.load(SeqCst) == TAKEN
@@ -301,6 +308,7 @@ fn open(predecessor: Predecessor) {
 
 /// Ends a take-over that is not settled by then, also where somebody has begun to go back and got stuck.
 fn watch_over(patience: Duration) {
+    let _ = DEADLINE.set(Instant::now() + patience);
     let watch = thread::Builder::new().name("lbd-guard".into()).spawn(move || {
         thread::sleep(patience);
         let mut line = Line::new();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::record::Draft;
-use super::stand_in::{Asking, StandIn, take_up};
+use super::stand_in::{Loss, StandIn, take_up};
 use super::{CarriedDaemon, Target, guard, stand_in, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
@@ -187,8 +187,9 @@ impl Standing {
     fn taken_back(self) -> (Vec<Worker>, Option<String>) {
         let Self { mut workers, mut stand_in, .. } = self;
         let roster = Roster::of_parked(&mut workers);
-        let lost = take_up(roster, stand_in.stop(Asking::Last), drop).err();
+        let lost = take_up(roster, stand_in.stop(), drop).err();
         stand_in.end();
-        (workers, lost)
+        lost.iter().for_each(Loss::is_told);
+        (workers, lost.map(|loss| loss.why))
     }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub fn misbehave(point: Point) {
     let Some(asked) = asked().filter(|asked| asked.at == format!("{point:?}") && asked.is_for(guard::turn())) else {
         return;
     };
+    let _ = std::fs::write(asked.file.with_extension("begun"), "");
     match asked.how.as_str() {
         "panic" => panic!("as it was told to"),
         "nul" => panic!("a\0b"),
@@ -44,6 +46,11 @@ pub fn misbehave(point: Point) {
         "error" => drop(guard::or_back("it erred as it was told to".into())),
         "hang" => hang(),
         "wait" => wait_for_nobody_to_serve(),
+        "pause" => {
+            while asked.file.exists() {
+                std::thread::yield_now();
+            }
+        }
         "late" if FIRST.swap(false, SeqCst) => guard::unless_settled(format_args!("{Stuck}")),
         "late" => {
             while !guard::is_taken() {
@@ -80,6 +87,22 @@ impl std::fmt::Display for Stuck {
     }
 }
 
+/// Why nobody is to serve meanwhile, as where no thread can be had.
+///
+/// # Errors
+/// It is so.
+pub fn begin() -> io::Result<()> {
+    let told = asked().is_some_and(|asked| asked.how == "nobody");
+    if told { Err(io::Error::other("as it was told to")) } else { Ok(()) }
+}
+
+/// Has who serves meanwhile leave, where that is asked for.
+pub fn desert() {
+    if asked().is_some_and(|asked| asked.at == "Deserted") {
+        guard::leave(1);
+    }
+}
+
 /// How long it may take.
 pub fn patience(turn: Turn) -> Option<Duration> {
     asked().filter(|asked| asked.is_for(Some(turn)))?.patience
@@ -113,6 +136,8 @@ pub fn spoil_itself() {
 
 /// What is asked for.
 struct Asked {
+    /// Where it is asked.
+    file: PathBuf,
     how: String,
     at: String,
     patience: Option<Duration>,
@@ -131,10 +156,11 @@ fn asked() -> Option<Asked> {
     if !cfg!(debug_assertions) {
         return None;
     }
-    let line = std::fs::read_to_string(std::env::var_os("LBD_TEST_TAKEOVER")?).ok()?;
+    let file = PathBuf::from(std::env::var_os("LBD_TEST_TAKEOVER")?);
+    let line = std::fs::read_to_string(&file).ok()?;
     let mut words = line.split_whitespace();
     let (how, at) = words.next()?.split_once('@')?;
     let micros: u64 = words.next()?.parse().ok()?;
     let patience = (micros > 0).then(|| Duration::from_micros(micros));
-    Some(Asked { how: how.to_owned(), at: at.to_owned(), patience, again: words.next() == Some("again") })
+    Some(Asked { file, how: how.to_owned(), at: at.to_owned(), patience, again: words.next() == Some("again") })
 }

@@ -4,22 +4,23 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::guard::{self, PATIENCE, owned, take_name};
+use super::guard::{self, owned, take_name};
+use super::misbehave;
 use super::record::{self, Draft, VERSIONS};
 use crate::daemon::now;
 use crate::observe::json;
@@ -29,11 +30,12 @@ use crate::words::Happening;
 
 /// How long it may take to begin, as long as the workers to park.
 const BEGIN: Duration = Duration::from_secs(1);
-/// How long to come to a safe point: less than a successor has for everything, and then what the predecessor can spare.
-const STOP: Duration = PATIENCE.checked_div(2).expect("two is not nothing");
-const LAST_STOP: Duration = PATIENCE.saturating_mul(2);
+/// How long to come to a safe point, where nobody watches over who asks.
+const STOP: Duration = Duration::from_secs(2);
 /// Bytes of its record for which there is memory from the beginning.
 const RECORD: usize = 64 * 1024;
+/// Nothing would mean for ever.
+const LEAST: Duration = Duration::from_millis(1);
 
 /// What the two say to each other: it serves; it is to stop; it has, and its record is whole; it cannot, for the reason that follows.
 const SERVES: u8 = b's';
@@ -76,15 +78,6 @@ pub(super) enum Lost {
     Unclear(String),
     /// Nobody will.
     Gone(String),
-}
-
-/// Who asks it to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asking {
-    /// Behind whom there is another one.
-    First,
-    /// Behind whom there is nobody.
-    Last,
 }
 
 /// What it has done; times are microseconds of CLOCK_MONOTONIC.
@@ -170,26 +163,37 @@ impl StandIn {
     ///
     /// # Errors
     /// Nobody knows what became of the sessions, or not yet.
-    pub(super) fn stop(&self, asking: Asking) -> Result<Service, Lost> {
-        let patience = if asking == Asking::First { STOP } else { LAST_STOP };
-        let asked = (&self.line).write_all(&[END]); // an error is one of hearing, too
-        let mut heard = self.hear(patience);
-        while matches!(heard, Ok(word) if word != DONE) {
-            heard = self.hear(patience); // an earlier word that nobody waited for
-        }
+    pub(super) fn stop(&self) -> Result<Service, Lost> {
+        // Time is left to go back, or to go on without it.
+        let until = Instant::now() + guard::time_left().map_or(STOP, |left| left / 2);
+        let _ = (&self.line).write_all(&[END]); // an error is one of hearing, too
+        let heard = loop {
+            match self.hear(until.saturating_duration_since(Instant::now()).max(LEAST)) {
+                Ok(word) if word != DONE => {} // an earlier one, that nobody waited for
+                heard => break heard,
+            }
+        };
         // Its record is sealed when all is done, whatever became of it then.
         let sections = match (record::read(&self.record, &VERSIONS), heard) {
             (Ok(sections), _) => sections,
+            (Err(why), _) if record::is_sealed(self.record.as_fd()).is_ok() => return Err(Lost::Unclear(why)),
             (Err(_), Err(lost)) => return Err(lost),
-            (Err(why), Ok(_)) => return Err(Lost::Gone(format!("{why} ({asked:?})"))),
+            (Err(why), Ok(_)) => return Err(Lost::Gone(why)),
         };
         Service::read(&sections).map_err(|why| Lost::Unclear(format!("its record makes no sense: {why}")))
+    }
+
+    /// Has it do nothing any more. Its number stays its own, for whoever [ends](Self::end) it.
+    pub(super) fn kill(&self) {
+        let Some(pid) = self.pid else { return };
+        let _ = kill(pid, Signal::SIGKILL); // it may have gone by itself
+        let _ = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
     }
 
     /// Ends it, where that has not been done.
     pub(in crate::daemon) fn end(&mut self) {
         let Some(pid) = self.pid.take() else { return };
-        let _ = kill(pid, Signal::SIGKILL); // it may have gone by itself
+        let _ = kill(pid, Signal::SIGKILL);
         // Not bounded, as nothing keeps it: it neither waits for a disk nor for anybody.
         if let Err(e) = waitpid(pid, None) {
             warn!("the process that served meanwhile cannot be waited for: {e}");
@@ -207,12 +211,15 @@ impl Service {
 }
 
 /// The workers take up what a stand-in did, or cut what it served; where somebody else may know more, `else_back` is called before.
-/// Returns when it served, or why sessions were cut.
+/// Returns when it served.
+///
+/// # Errors
+/// Sessions were cut.
 pub(super) fn take_up(
     mut roster: Roster<'_>,
     service: Result<Service, Lost>,
     else_back: impl FnOnce(String),
-) -> Result<Times, String> {
+) -> Result<Times, Loss> {
     let caught_up = service.and_then(|Service { times, meanwhile }| match roster.catch_up(meanwhile) {
         Ok(()) => Ok(times),
         Err(unfit) => Err(Lost::Unclear(unfit.0)),
@@ -225,10 +232,25 @@ pub(super) fn take_up(
             why
         }
     };
-    let sessions = roster.lose_track();
-    let why = format!("nobody knows what the process did that served meanwhile: {why}");
-    error!(event = Happening::SessionsCut.as_str(), "{why}; sessions cut: {sessions}");
-    Err(why)
+    let cut = roster.lose_track();
+    let why = format!("established sessions cut: {cut}; nobody knows what the process did that served them: {why}");
+    Err(Loss { why, cut })
+}
+
+/// Sessions had to be cut.
+#[derive(Debug)]
+pub(super) struct Loss {
+    /// As an operator reads it.
+    pub why: String,
+    /// How many.
+    pub cut: usize,
+}
+
+impl Loss {
+    /// Has it in the log, when nobody can find out more.
+    pub fn is_told(&self) {
+        error!(event = Happening::SessionsCut.as_str(), "{}", self.why);
+    }
 }
 
 /// The child's life. Of all that it was born with it uses the workers alone: whoever held a lock is not here to give it back.
@@ -252,11 +274,13 @@ fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io
         })
     });
     let threads: Vec<JoinHandle<Meanwhile>> = threads.collect::<io::Result<_>>()?;
+    misbehave::begin()?;
     draft.begin()?; // by this it is known that bytes may have been moved; a word would wake the parent, to take our time
     all_there.wait();
     let begun = now().micros;
     take_name(c"lbd-stand-in");
     line.write_all(&[SERVES])?;
+    misbehave::desert();
     let mut word = [0];
     line.read_exact(&mut word)?;
     over.store(true, SeqCst);

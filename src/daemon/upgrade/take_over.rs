@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::guard::{self, Called, Turn, or_back, owned};
+use super::guard::{self, Called, or_back, owned};
 use super::misbehave::{self, Point, misbehave};
-use super::stand_in::{Asking, StandIn, Times, take_up};
+use super::stand_in::{Loss, StandIn, Times, take_up};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
 use crate::control::Roll;
 use crate::control::socket::ControlSocket;
@@ -80,7 +80,7 @@ pub(in crate::daemon) struct Settlement {
     /// What that one says of its time.
     times: Option<Times>,
     /// Or why it does not.
-    lost: Option<String>,
+    lost: Option<Loss>,
 }
 
 impl Heritage {
@@ -139,19 +139,18 @@ impl Settlement {
     pub(in crate::daemon) fn catch_up(&mut self, workers: &mut [Assembled]) {
         let roster = Roster::of_assembled(workers);
         misbehave(Point::Built);
-        let asking = if guard::turn() == Some(Turn::First) { Asking::First } else { Asking::Last };
-        match take_up(roster, self.stand_in.stop(asking), |why| drop(or_back(why))) {
+        match take_up(roster, self.stand_in.stop(), |why| drop(or_back(why))) {
             Ok(times) => self.times = Some(times),
-            Err(why) => {
-                self.stand_in.end(); // what it still heard would be heard by nobody else
-                self.lost = Some(why);
+            Err(loss) => {
+                self.stand_in.kill(); // what it still heard would be heard by nobody else
+                self.lost = Some(loss);
             }
         }
     }
 
-    /// There is no way back any more, and no other program has these descriptors; the stand-in is to be dismissed. `now` is
-    /// microseconds of CLOCK_MONOTONIC.
-    pub(in crate::daemon) fn settle(mut self, now: u64) -> (TookOver, StandIn) {
+    /// There is no way back any more, and no other program has these descriptors; the stand-in is to be ended. `now` is
+    /// microseconds of CLOCK_MONOTONIC; so many sessions there are.
+    pub(in crate::daemon) fn settle(mut self, now: u64, sessions: u64) -> (TookOver, StandIn) {
         misbehave(Point::Caught);
         // First: a predecessor that is executed again must find all of them open, and nobody at work on them.
         guard::settle();
@@ -164,6 +163,12 @@ impl Settlement {
         let shut = since(self.frozen_at, now);
         let pause =
             self.times.map_or(shut, |Times { begun, ended }| since(self.frozen_at, begun).max(since(ended, now)));
-        (TookOver { asker: AskId(self.asker), from: self.from, failure, pause, shut, lost: self.lost }, self.stand_in)
+        let sessions = sessions - self.lost.as_ref().map_or(0, |loss| loss.cut as u64);
+        let lost = self.lost.map(|loss| {
+            loss.is_told();
+            loss.why
+        });
+        let (asker, from) = (AskId(self.asker), self.from);
+        (TookOver { asker, from, failure, sessions, pause, shut, lost }, self.stand_in)
     }
 }

@@ -354,13 +354,15 @@ impl Check {
 
     /// One session after the other.
     pub fn session(&mut self, session: &CarriedSession) -> Result<(), Unfit> {
-        let CarriedSession { key, state, client, server, backend, .. } = session;
+        let CarriedSession { key, state, client, server, backend, up, down, .. } = session;
         self.descriptors.add(client.fd)?;
         server.as_ref().map_or(Ok(()), |server| self.descriptors.add(server.fd))?;
         if let Some(last) = self.last.replace(*key).filter(|last| last >= key) {
             return Err(Unfit(format!("session {key} stands behind session {last}")));
         }
         fits(*key)?;
+        up.check(*key as usize)?;
+        down.check(*key as usize)?;
         let served = matches!(state, State::Connecting | State::Relaying);
         if *state == State::Gone || server.is_some() != served || backend.is_some() != served {
             let (server, backend) = (server.is_some(), backend.is_some());
@@ -388,6 +390,18 @@ impl Check {
             return Err(Unfit(format!("{} sessions wait and {} stand in queues", self.waiting, queued.len())));
         }
         Ok(())
+    }
+}
+
+impl CarriedFlow {
+    /// What could not be so.
+    pub(super) fn check(&self, key: usize) -> Result<(), Unfit> {
+        let (header, held) = (usize::from(self.header), self.held.len());
+        if header <= held {
+            Ok(())
+        } else {
+            Err(Unfit(format!("session {key} holds {held} bytes of a header of {header}")))
+        }
     }
 }
 

@@ -176,6 +176,8 @@ impl Worker {
         let Turn { client, server, up, down, introduced, stalled, active, again, due } = turn;
         let (session, memory) = (&mut self.sessions[key], &self.limits.memory);
         let moved = (up.bytes.checked_sub(session.up.bytes), down.bytes.checked_sub(session.down.bytes));
+        up.check(key)?;
+        down.check(key)?;
         if session.state != State::Relaying {
             return Err(Unfit(format!("session {key} has had a turn and is {:?}", session.state)));
         }
@@ -284,8 +286,8 @@ impl<'a> Roster<'a> {
     pub fn catch_up(&mut self, meanwhile: Vec<Meanwhile>) -> Result<(), Unfit> {
         for (n, Meanwhile { turns, unheard }) in meanwhile.into_iter().enumerate() {
             for turn in turns {
-                let place = self.places.get(&turn.client.fd);
-                let (worker, key) = *place.ok_or_else(|| Unfit("a session has had a turn and is not there".into()))?;
+                let place = self.places.remove(&turn.client.fd); // a second one is not there
+                let (worker, key) = place.ok_or_else(|| Unfit("a session has had a turn and is not there".into()))?;
                 self.workers[worker].take_turn(key, turn)?;
             }
             if !self.anew {

@@ -117,6 +117,7 @@ impl World {
             asker,
             from: "0".into(),
             failure,
+            sessions: 1,
             pause,
             shut: pause,
             lost: None,

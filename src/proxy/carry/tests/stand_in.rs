@@ -221,8 +221,10 @@ fn where_a_stand_in_is_lost_established_sessions_are_cut_and_nobody_else() {
 #[test]
 fn what_a_stand_in_cannot_have_done_is_refused() {
     type Spoil = fn(&mut Meanwhile);
-    let cases: [(&str, Spoil); 5] = [
+    let cases: [(&str, Spoil); 7] = [
         ("is not there", |told| told.turns[0].client.fd = -1),
+        ("is not there", |told| told.turns.push(told.turns[0].clone())),
+        ("of a header of 9", |told| told.turns[0].up.header = 9),
         ("with another server", |told| told.turns[0].server.fd += 1),
         ("less after a turn", |told| told.turns[0].up.bytes = 4),
         ("less after a turn", |told| told.turns[0].down.bytes = 0),

@@ -2,10 +2,10 @@
 //! as a successor is taking over. Whatever ends the successor then (a panic, a crash, an exit, an error, a second without
 //! getting there) executes the predecessor again, by its descriptor and with the same record; until the take-over is settled
 //! nobody but a stand-in has touched a session. Going back is one system call that is prepared: it may follow on a heap in ruins.
-//! One of the three files with `unsafe`.
+//! One of the four files with `unsafe`.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, OsString, c_char};
+use std::ffi::{CString, OsString, c_char};
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
@@ -17,14 +17,11 @@ use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use memmap2::MmapOptions;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, Pid, fork};
 
 use super::reason::Line;
 use super::{misbehave, record};
@@ -377,47 +374,6 @@ fn told(why: &OwnedFd) -> String {
         [] => "it did not come to say why".to_owned(),
         text => String::from_utf8_lossy(text).into_owned(),
     }
-}
-
-/// The program that this process runs, whatever is at its path by now.
-///
-/// # Errors
-/// There is no /proc, or no descriptor left.
-pub fn own_program() -> io::Result<File> {
-    File::open("/proc/self/exe")
-}
-
-/// A record, where it lies; `None` where it can only be read. Privately, for kernels before 6.7 refuse to share what is sealed, even
-/// with who would but read it.
-pub fn mapped(record: &File) -> Option<Bytes> {
-    record::is_sealed(record).ok()?;
-    // SAFETY: it is sealed: nobody can change it, or make it shorter.
-    let map = unsafe { MmapOptions::new().populate().map_copy_read_only(record) };
-    map.ok().map(Bytes::from_owner)
-}
-
-/// Doubles the process: `None` in the child, where the calling thread is the only one. It must not end by itself but
-/// [leave](leave), and take no lock that another thread may have had.
-///
-/// # Errors
-/// There is no process or memory left.
-pub fn double() -> io::Result<Option<Pid>> {
-    // SAFETY: memory may be had in the child, the C library sees to that; the caller sees to the rest.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
-    }
-}
-
-/// Ends the process, and nothing of it is cleared up: it is all the parent's.
-pub fn leave(code: i32) -> ! {
-    // SAFETY: always allowed.
-    unsafe { libc::_exit(code) }
-}
-
-/// Gives the process its name: one executed by its descriptor is called by that number.
-pub fn take_name(name: &CStr) {
-    let _ = nix::sys::prctl::set_name(name);
 }
 
 /// Has the next larger allocation find the heap in ruins while it holds the heap's lock.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::record::Draft;
 use super::stand_in::{Loss, StandIn, take_up};
-use super::{CarriedDaemon, Target, guard, stand_in, target};
+use super::{CarriedDaemon, Target, guard, process, stand_in, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
@@ -178,7 +178,7 @@ impl Effects {
         let written = written.collect::<io::Result<Vec<_>>>()?;
         let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
         written.iter().for_each(|worker| sections.extend([&worker.head[..], &worker.sessions]));
-        Ok((Draft::new(0)?.write(&sections)?, guard::own_program()?, kept))
+        Ok((Draft::new(0)?.write(&sections)?, process::own_program()?, kept))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::guard::{self, Turn};
-use super::record;
+use super::{process, record};
 
 /// How far a take-over is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub fn begin() -> io::Result<()> {
 /// Has who serves meanwhile leave, where that is asked for.
 pub fn desert() {
     if asked().is_some_and(|asked| asked.at == "Deserted") {
-        guard::leave(1);
+        process::leave(1);
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl, posix_fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::guard::mapped;
+use super::process::mapped;
 
 /// The versions of the record that this program reads, the last of which it writes. To be raised by whatever makes an older
 /// program misread it: the workers' sections are not self-describing, those of the daemon are. The same goes for the argument

@@ -19,8 +19,9 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
 
-use super::guard::{self, owned, take_name};
+use super::guard::{self, owned};
 use super::misbehave;
+use super::process::{self, take_name};
 use super::record::{self, Draft, VERSIONS};
 use crate::daemon::now;
 use crate::observe::json;
@@ -117,7 +118,7 @@ impl Prepared {
     /// There is no process, thread or memory left, and no byte was moved.
     pub fn begin(self, workers: &mut Vec<Worker>) -> Result<StandIn, String> {
         let Self { line, childs, draft } = self;
-        let Some(pid) = guard::double().map_err(|e| e.to_string())? else {
+        let Some(pid) = process::double().map_err(|e| e.to_string())? else {
             drop(line); // or its end would not be noticed
             serve(std::mem::take(workers), childs, draft);
         };
@@ -256,9 +257,9 @@ impl Loss {
 /// The child's life. Of all that it was born with it uses the workers alone: whoever held a lock is not here to give it back.
 fn serve(workers: Vec<Worker>, mut line: UnixStream, draft: Draft) -> ! {
     let served = catch_unwind(AssertUnwindSafe(|| try_to_serve(workers, &line, draft)));
-    let Err(why) = served.unwrap_or_else(|_| Err(io::Error::other("it has panicked"))) else { guard::leave(0) };
+    let Err(why) = served.unwrap_or_else(|_| Err(io::Error::other("it has panicked"))) else { process::leave(0) };
     let _ = line.write_all(&[FAILED]).and_then(|()| line.write_all(why.to_string().as_bytes()));
-    guard::leave(1)
+    process::leave(1)
 }
 
 fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io::Result<()> {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use super::elf::{self, judge};
-use super::{guard, misbehave, record};
+use super::{misbehave, process, record};
 use crate::config::Config;
 use crate::daemon::children::{self, Ended, Unheard};
 use crate::observe::json;
@@ -114,7 +114,7 @@ fn look(path: &Path) -> Result<File, String> {
         head.truncate(filled);
         io::Result::Ok(head)
     };
-    let own = guard::own_program().and_then(|own| head(&own)).map_err(|e| format!("cannot be judged: {e}"))?;
+    let own = process::own_program().and_then(|own| head(&own)).map_err(|e| format!("cannot be judged: {e}"))?;
     let program = judge(&head(&file).map_err(unreadable)?, metadata.len(), &own).map_err(|flaw| flaw.to_string())?;
     match program.interpreter {
         Some(loader) if !Path::new(&loader).exists() => {

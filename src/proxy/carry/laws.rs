@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use tokio::sync::{Notify, mpsc};
 
-use super::assemble::Check;
+use super::check::Check;
 use super::names::{NamedBackend, NamedListener, NamedPool};
 use super::sessions::row;
 use super::tests::{MARKS, closes};

@@ -1,9 +1,10 @@
 //! Sessions on their way into another program: everything of a worker that outlives an exec, as plain data. Descriptors
 //! are numbers here, cells are names; nothing is owned, so that whoever lets go of it closes nothing. `picture.rs` takes
-//! it, `share.rs` fits it to another number of workers, `assemble.rs` makes a worker of it again. In between, sessions are
-//! bytes (`sessions.rs`).
+//! it, `share.rs` fits it to another number of workers, `assemble.rs` makes a worker of it again, if `check.rs` finds no
+//! fault. In between, sessions are bytes (`sessions.rs`), and `stand_in.rs` serves.
 
 mod assemble;
+mod check;
 mod descriptors;
 #[cfg(test)]
 mod laws;

@@ -6,6 +6,7 @@ mod adopt;
 pub mod carry;
 mod dial;
 mod door;
+mod gather;
 mod inbox;
 mod limits;
 mod preface;

@@ -16,6 +16,10 @@ pub const SCRATCH: usize = 256 * 1024;
 const HOLD: usize = 64 * 1024;
 /// The read size while all stalled sessions together hold as much as they may.
 const FRUGAL: usize = 4 * 1024;
+/// The most of a message that is read with others.
+pub const SLICE: usize = 4 * 1024;
+/// The rest of a long message may be short itself, and a second short read is a message.
+pub(super) const WIDE: u8 = 2;
 /// Reads of a direction before others get their turn.
 const BUDGET: usize = 2;
 
@@ -99,6 +103,8 @@ pub struct Flow {
     pub(super) held: Option<Box<Rest>>,
     /// The last read found more than may be held.
     pub(super) bulk: bool,
+    /// It has carried more at a time than [`SLICE`] holds: so many short reads, and it counts as one of small messages.
+    pub(super) wide: u8,
     /// The sink has taken at least a byte of the source's: another sink could no longer be used.
     pub sent: bool,
     /// Bytes of a header that the sink has still to take before the source's first; they are the first held.
@@ -144,6 +150,12 @@ impl Flow {
     /// What is held and not yet written.
     pub fn unwritten(&self) -> &[u8] {
         self.held.as_ref().map_or(&[], |rest| &rest.bytes[rest.written..])
+    }
+
+    /// True where all there is to do is to read and to write: the flow goes on as it has begun, with small messages.
+    pub(super) fn is_plain(&self, source: &End, sink: &End) -> bool {
+        let sound = source.readable && sink.writable && !source.fin && !sink.fin; // a broken one has `fin` too
+        sound && self.sent && self.header == 0 && self.wide == 0 && !self.closed && !self.ended && !self.is_holding()
     }
 
     /// Moves bytes until an event must come, the turn is used up, or the direction is over.
@@ -211,11 +223,12 @@ impl Flow {
             }
         }
         self.bulk = n > HOLD;
+        self.wide = if n >= SLICE { WIDE } else { self.wide.saturating_sub(u8::from(n > 0)) };
         Ok(n)
     }
 
     /// Reads once; 0 where nothing came, the end or not.
-    fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> Result<usize, Errno> {
+    pub(super) fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> Result<usize, Errno> {
         if buffer.is_empty() {
             return Ok(0);
         }
@@ -237,7 +250,8 @@ impl Flow {
         }
     }
 
-    fn write(&mut self, sink: &mut End, bytes: &[u8], memory: &Memory) {
+    /// Writes what was read, and holds what is not taken.
+    pub(super) fn write(&mut self, sink: &mut End, bytes: &[u8], memory: &Memory) {
         let written = match socket::write(&sink.fd, bytes) {
             Ok(n) => n,
             Err(Errno::EAGAIN) => 0,

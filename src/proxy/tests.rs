@@ -16,10 +16,10 @@ use crate::words::Address;
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A worker that serves, and what it is told by.
-struct Rig {
+pub(super) struct Rig {
     line: Line,
     limits: Arc<Limits>,
-    snapshot: Arc<Snapshot>,
+    pub(super) snapshot: Arc<Snapshot>,
     _publisher: Publisher,
     outcomes: mpsc::Receiver<Outcome>,
     acknowledged: Arc<Notify>,
@@ -30,7 +30,7 @@ struct Rig {
 
 impl Rig {
     /// Serves clients with the backends, written as in the file.
-    fn serving(backends: &str) -> Self {
+    pub(super) fn serving(backends: &str) -> Self {
         Self::serving_with(backends, "")
     }
 
@@ -66,14 +66,14 @@ impl Rig {
         rig
     }
 
-    fn run(&mut self, mut worker: Worker) {
+    pub(super) fn run(&mut self, mut worker: Worker) {
         self.thread = Some(thread::spawn(move || {
             worker.run();
             worker
         }));
     }
 
-    fn park(&mut self) -> Worker {
+    pub(super) fn park(&mut self) -> Worker {
         self.line.tell(Command::Park).unwrap();
         self.thread.take().unwrap().join().unwrap()
     }
@@ -92,7 +92,7 @@ impl Rig {
         runtime.block_on(async { tokio::time::timeout(PATIENCE, done).await }).expect("the worker acknowledges");
     }
 
-    fn client(&self) -> TcpStream {
+    pub(super) fn client(&self) -> TcpStream {
         let Address::Ip(ip) = self.door else { unreachable!() };
         let client = TcpStream::connect(ip).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -100,7 +100,7 @@ impl Rig {
     }
 
     /// Live sessions: of the listener, of all backends, of the process.
-    fn live(&self) -> (u32, u32, u32) {
+    pub(super) fn live(&self) -> (u32, u32, u32) {
         let backends = self.snapshot.pools[0].backends.iter().map(|b| b.cell.live.count()).sum();
         (self.snapshot.listeners[0].cell.live.count(), backends, self.limits.sessions.count())
     }

@@ -15,6 +15,7 @@ use tracing::error;
 
 use super::carry::Marking;
 use super::door::{Door, Hold};
+use super::gather::{From, Row};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
 use super::scratch::Scratch;
@@ -75,6 +76,8 @@ pub struct Worker {
     /// Connections opened ahead of need.
     pub(super) spares: Spares,
     pub(super) scratch: Scratch,
+    /// What stands in it and is to be written; empty once the events of a turn are handled.
+    pub(super) row: Row,
     /// Sessions that could go on.
     pub(super) again: Vec<usize>,
     /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
@@ -137,6 +140,7 @@ impl Worker {
             queues: BTreeMap::new(),
             spares: Spares::default(),
             scratch: Scratch::new(),
+            row: Row::default(),
             again: Vec::new(),
             gone: Vec::new(),
             now,
@@ -182,6 +186,7 @@ impl Worker {
             for event in heard {
                 told |= self.heard(*event);
             }
+            self.write_row();
             for key in turn.drain(..) {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.again = false;
@@ -336,7 +341,9 @@ impl Worker {
     fn client_event(&mut self, (key, serial): (usize, u16), events: EpollFlags) {
         let Some(session) = self.sessions.get_mut(key).filter(|s| s.serial == serial) else { return };
         let next = session.client_heard(events);
-        self.follow(key, next);
+        if next != Next::Again || !self.gather(key, From::Client) {
+            self.follow(key, next);
+        }
     }
 
     fn server_event(&mut self, (key, serial): (usize, u16), dial: u8, events: EpollFlags) {
@@ -344,8 +351,13 @@ impl Worker {
         let Some(session) = self.sessions.get_mut(key).filter(this) else { return };
         let Some(server) = &mut session.server else { return };
         server.heard(events);
+        if session.state == State::Relaying {
+            if !self.gather(key, From::Server) {
+                self.turn(key);
+            }
+            return;
+        }
         match session.state {
-            State::Relaying => self.turn(key),
             State::Connecting if events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) => {
                 let why = socket::dial_result(&server.fd).err().unwrap_or(Errno::ECONNRESET);
                 self.dial_failed(key, why);
@@ -360,6 +372,7 @@ impl Worker {
 
     /// Gives a session its turn.
     pub(super) fn turn(&mut self, key: usize) {
+        self.write_row();
         let Some(session) = self.sessions.get_mut(key) else { return };
         match session.state {
             State::Relaying => {}

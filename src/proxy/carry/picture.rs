@@ -101,7 +101,7 @@ pub(super) fn end(end: &End) -> CarriedEnd {
 }
 
 pub(super) fn flow(flow: &Flow) -> CarriedFlow {
-    let Flow { bytes, held: _, bulk, sent, header, ended, closed, whole, last } = flow;
+    let Flow { bytes, held: _, bulk, sent, header, ended, closed, whole, last, wide: _ } = flow;
     CarriedFlow {
         bytes: *bytes,
         held: flow.unwritten().to_vec().into(),

@@ -1,0 +1,263 @@
+//! A worker whose turns the test takes itself, so that a peer can act between the reading of a row and its writing.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+
+use nix::sys::epoll::{EpollEvent, EpollTimeout};
+use socket2::Socket;
+
+use super::super::testing::{Got, break_off, get, put};
+use super::super::tests::{PATIENCE, Rig, echo_server, say, say_goodbye};
+use super::super::worker::EVENTS;
+use super::*;
+
+/// Sessions that have carried a byte each way, and their peers.
+struct Scene {
+    rig: Rig,
+    worker: Worker,
+    peers: Vec<(Socket, Socket)>,
+}
+
+impl Scene {
+    fn of(sessions: usize) -> Self {
+        let door = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut rig = Rig::serving(&format!("a: {}", door.local_addr().unwrap()));
+        let peers = (0..sessions).map(|_| {
+            let mut client = rig.client();
+            let (mut server, _) = door.accept().unwrap();
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            pass(&mut client, &mut server);
+            pass(&mut server, &mut client);
+            (quick(client), quick(server))
+        });
+        let peers = peers.collect();
+        let mut worker = rig.park();
+        worker.take_up();
+        Self { rig, worker, peers }
+    }
+
+    /// Waits for so many events, and hears them.
+    fn hear(&mut self, count: usize) {
+        self.hear_after(count, |_| {});
+    }
+
+    /// Waits for so many events; something happens; then they are heard.
+    fn hear_after(&mut self, count: usize, happens: impl FnOnce(&mut Self)) {
+        let mut events = Vec::new();
+        while events.len() < count {
+            let mut some = [EpollEvent::empty(); EVENTS];
+            let heard = self.worker.hear(&mut some, EpollTimeout::from(PATIENCE.as_millis() as u16)).unwrap();
+            assert!(!heard.is_empty(), "{} of {count} events", events.len());
+            events.extend_from_slice(heard);
+        }
+        happens(self);
+        for event in events {
+            self.worker.heard(event);
+        }
+    }
+
+    fn row(&self) -> usize {
+        self.worker.row.messages.len()
+    }
+
+    /// Bytes counted as the clients', and as the servers'.
+    fn counted(&self) -> (u64, u64) {
+        let shard = &self.rig.snapshot.listeners[0].cell.shards[0];
+        (shard.bytes_in.read(), shard.bytes_out.read())
+    }
+}
+
+impl Scene {
+    /// Of two sessions one has ended, by the fault of that side.
+    fn ended_alone(&self, fault: From) {
+        let cause = if fault == From::Client { Cause::Client } else { Cause::Server };
+        let shard = &self.rig.snapshot.listeners[0].cell.shards[0];
+        assert_eq!(shard.ended[cause as usize].read(), 1, "{fault:?}");
+        assert_eq!(self.rig.live(), (1, 1, 1), "{fault:?}");
+    }
+}
+
+fn pass(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b".").unwrap();
+    to.read_exact(&mut [0]).unwrap();
+}
+
+fn quick(peer: TcpStream) -> Socket {
+    peer.set_nonblocking(true).unwrap();
+    Socket::from(OwnedFd::from(peer))
+}
+
+#[test]
+fn what_has_come_is_read_before_anything_is_written_and_then_all_of_it_is() {
+    let mut scene = Scene::of(3);
+    for (n, (client, _)) in scene.peers.iter().enumerate() {
+        put(client, &[n as u8; 70]);
+    }
+    put(&scene.peers[1].1, b"an answer nobody asked for");
+    scene.hear(4);
+    assert_eq!(scene.row(), 4);
+    assert!(scene.peers.iter().all(|(_, server)| get(server, 9) == Got::Nothing));
+    assert_eq!(scene.counted(), (3, 3));
+    scene.worker.write_row();
+    for (n, (_, server)) in scene.peers.iter().enumerate() {
+        assert_eq!(get(server, 99), Got::Bytes(vec![n as u8; 70]));
+    }
+    assert_eq!(get(&scene.peers[1].0, 99), Got::Bytes(b"an answer nobody asked for".into()));
+    assert_eq!((scene.row(), scene.counted()), (0, (3 + 210, 3 + 26)));
+}
+
+#[test]
+fn a_full_row_is_written_before_the_next_begins() {
+    let mut scene = Scene::of(ROW + 2);
+    for (n, (client, _)) in scene.peers.iter().enumerate() {
+        put(client, &[n as u8; SLICE - 1]);
+    }
+    scene.hear(ROW + 2);
+    assert_eq!(scene.row(), 2);
+    scene.worker.write_row();
+    for (n, (_, server)) in scene.peers.iter().enumerate() {
+        assert_eq!(get(server, SLICE), Got::Bytes(vec![n as u8; SLICE - 1]));
+    }
+}
+
+#[test]
+fn a_long_message_goes_on_by_turns_and_a_short_one_behind_it_by_rows() {
+    let mut scene = Scene::of(1);
+    let long: Vec<u8> = (0..5000u32).map(|n| n as u8).collect();
+    for (by_row, wide) in [(true, 1), (false, 2), (false, 2)] {
+        put(&scene.peers[0].0, &long);
+        scene.hear(1);
+        assert_eq!(scene.row(), usize::from(by_row));
+        scene.worker.write_row();
+        assert_eq!(get(&scene.peers[0].1, 9999), Got::Bytes(long.clone()));
+        let (_, session) = scene.worker.sessions.iter().next().unwrap();
+        assert_eq!(session.up.wide, wide);
+    }
+    for by_row in [false, false, true] {
+        put(&scene.peers[0].0, b"short");
+        scene.hear(1);
+        assert_eq!(scene.row(), usize::from(by_row));
+        scene.worker.write_row();
+        assert_eq!(get(&scene.peers[0].1, 99), Got::Bytes(b"short".into()));
+    }
+}
+
+#[test]
+fn who_breaks_off_before_its_event_is_heard_ends_and_what_it_said_is_passed_on() {
+    for breaks in [From::Client, From::Server] {
+        let mut scene = Scene::of(2);
+        let pick = |pair: (Socket, Socket)| if breaks == From::Client { pair } else { (pair.1, pair.0) };
+        let (first, other) = pick(scene.peers.remove(0));
+        let (bystander, its_other) = pick(scene.peers.remove(0));
+        put(&bystander, b"words");
+        put(&first, b"last words");
+        scene.hear_after(2, |_| break_off(first));
+        assert_eq!(scene.row(), 2, "{breaks:?}");
+        scene.worker.write_row();
+        scene.hear(1); // that it broke off
+        scene.worker.bury();
+        assert_eq!(get(&other, 99), Got::Bytes(b"last words".into()), "{breaks:?}");
+        assert_eq!(get(&other, 99), Got::Reset, "{breaks:?}");
+        assert_eq!(get(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
+        scene.ended_alone(breaks);
+    }
+}
+
+#[test]
+fn a_read_that_fails_ends_its_session_when_the_row_is_written() {
+    for breaks in [From::Client, From::Server] {
+        let mut scene = Scene::of(2);
+        let (client, server) = scene.peers.remove(0);
+        let (bystander, its_other) = &scene.peers[0];
+        put(bystander, b"words");
+        let its_other = its_other.try_clone().unwrap();
+        scene.hear(1);
+        let (first, other) = if breaks == From::Client { (client, server) } else { (server, client) };
+        break_off(first);
+        // Its event would tell; this is what a read without it must do.
+        let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
+        let session = &mut scene.worker.sessions[key];
+        session.direction(breaks).unwrap().1.readable = true;
+        assert!(scene.worker.gather(key, breaks));
+        assert_eq!(scene.row(), 0, "{breaks:?}");
+        scene.worker.bury();
+        assert_eq!(get(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
+        assert_eq!(get(&other, 99), Got::Reset, "{breaks:?}");
+        scene.ended_alone(breaks);
+    }
+}
+
+#[test]
+fn who_is_gone_before_its_message_is_written_ends_and_what_it_said_is_passed_on() {
+    let mut scene = Scene::of(2);
+    put(&scene.peers[0].0, b"question");
+    put(&scene.peers[0].1, b"last words");
+    put(&scene.peers[1].0, b"another");
+    scene.hear(3);
+    assert_eq!(scene.row(), 3);
+    let (client, server) = scene.peers.remove(0);
+    break_off(server);
+    scene.worker.write_row();
+    scene.worker.bury();
+    assert_eq!(get(&client, 99), Got::Bytes(b"last words".into()));
+    assert_eq!(get(&scene.peers[0].1, 99), Got::Bytes(b"another".into()));
+    assert_eq!(scene.rig.live(), (1, 1, 1));
+}
+
+#[test]
+fn what_a_slow_reader_does_not_take_is_held_and_nothing_is_lost_or_out_of_order() {
+    let mut scene = Scene::of(1);
+    let mut sent = Vec::new();
+    let holds = |scene: &Scene| scene.worker.sessions.iter().any(|(_, session)| session.up.is_holding());
+    while !holds(&scene) {
+        let message: Vec<u8> = (0..4000).map(|n| (sent.len() + n) as u8).collect();
+        assert_eq!(put(&scene.peers[0].0, &message), 4000, "the worker reads");
+        sent.extend(message);
+        scene.hear(1);
+        assert_eq!(scene.row(), 1);
+        scene.worker.write_row();
+    }
+    let held = scene.worker.limits.memory.held();
+    assert!(held > 0 && held <= 4000, "{held}");
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        match get(&scene.peers[0].1, 1 << 20) {
+            Got::Bytes(bytes) => got.extend(bytes),
+            Got::Nothing => scene.hear(1),
+            over => panic!("{over:?} after {} bytes", got.len()),
+        }
+    }
+    assert!(got == sent);
+    assert_eq!(scene.worker.limits.memory.held(), 0);
+}
+
+#[test]
+fn a_worker_that_finds_very_many_messages_loses_none() {
+    let mut rig = Rig::serving(&format!("a: {}, b: {}", echo_server(), echo_server()));
+    let mut clients: Vec<_> = (0..100).map(|_| rig.client()).collect();
+    clients.iter_mut().for_each(|client| say(client, b"hello"));
+    let worker = rig.park();
+    let text = |n: usize| vec![n as u8; [1, 64, 4095, 4096, 20_000][n % 5]];
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.write_all(&text(n)).unwrap();
+        if n % 3 == 0 {
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+    }
+    rig.run(worker);
+    for (n, client) in clients.iter_mut().enumerate() {
+        let mut back = vec![0; text(n).len()];
+        client.read_exact(&mut back).unwrap();
+        assert!(back == text(n), "{n}");
+    }
+    for (n, mut client) in clients.into_iter().enumerate() {
+        if n % 3 == 0 {
+            assert_eq!(client.read(&mut [0; 9]).unwrap(), 0, "{n}");
+        } else {
+            say_goodbye(client);
+        }
+    }
+    rig.park();
+    assert_eq!(rig.live(), (0, 0, 0));
+}

@@ -16,10 +16,10 @@ pub const SCRATCH: usize = 256 * 1024;
 const HOLD: usize = 64 * 1024;
 /// The read size while all stalled sessions together hold as much as they may.
 const FRUGAL: usize = 4 * 1024;
-/// The most of a message that is read with others.
-pub const SLICE: usize = 4 * 1024;
-/// The rest of a long message may be short itself, and a second short read is a message.
-pub(super) const WIDE: u8 = 2;
+/// The most that is read in a row with others. So much may be read whatever is held.
+pub const SLICE: usize = FRUGAL;
+/// After a longer read so many shorter ones come first: the rest of a message that was cut costs two calls more.
+pub const WIDE: u8 = 8;
 /// Reads of a direction before others get their turn.
 const BUDGET: usize = 2;
 
@@ -103,7 +103,7 @@ pub struct Flow {
     pub(super) held: Option<Box<Rest>>,
     /// The last read found more than may be held.
     pub(super) bulk: bool,
-    /// It has carried more at a time than [`SLICE`] holds: so many short reads, and it counts as one of small messages.
+    /// Short reads that are still to come before it counts as one of small messages.
     pub(super) wide: u8,
     /// The sink has taken at least a byte of the source's: another sink could no longer be used.
     pub sent: bool,
@@ -154,8 +154,9 @@ impl Flow {
 
     /// True where all there is to do is to read and to write: the flow goes on as it has begun, with small messages.
     pub(super) fn is_plain(&self, source: &End, sink: &End) -> bool {
-        let sound = source.readable && sink.writable && !source.fin && !sink.fin; // a broken one has `fin` too
-        sound && self.sent && self.header == 0 && self.wide == 0 && !self.closed && !self.ended && !self.is_holding()
+        let both_live = [source, sink].iter().all(|end| !end.fin && !end.broken);
+        let open = self.sent && self.header == 0 && !self.closed && !self.ended;
+        both_live && source.readable && sink.writable && open && self.wide == 0 && !self.is_holding()
     }
 
     /// Moves bytes until an event must come, the turn is used up, or the direction is over.

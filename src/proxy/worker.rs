@@ -15,9 +15,9 @@ use tracing::error;
 
 use super::carry::Marking;
 use super::door::{Door, Hold};
-use super::gather::{From, Row};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
+use super::row::{Row, Side};
 use super::scratch::Scratch;
 use super::session::{Next, Session, State};
 use super::socket::{self, monotonic_micros};
@@ -341,7 +341,7 @@ impl Worker {
     fn client_event(&mut self, (key, serial): (usize, u16), events: EpollFlags) {
         let Some(session) = self.sessions.get_mut(key).filter(|s| s.serial == serial) else { return };
         let next = session.client_heard(events);
-        if next != Next::Again || !self.gather(key, From::Client) {
+        if next != Next::Again || !self.read_in_row(key, Side::Client) {
             self.follow(key, next);
         }
     }
@@ -352,7 +352,7 @@ impl Worker {
         let Some(server) = &mut session.server else { return };
         server.heard(events);
         if session.state == State::Relaying {
-            if !self.gather(key, From::Server) {
+            if !self.read_in_row(key, Side::Server) {
                 self.turn(key);
             }
             return;

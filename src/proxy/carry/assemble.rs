@@ -303,7 +303,8 @@ fn end(end: CarriedEnd) -> End {
 
 pub(super) fn flow(flow: CarriedFlow, memory: &Memory) -> Flow {
     let CarriedFlow { bytes, held, bulk, sent, header, ended, closed, whole, last } = flow;
-    let mut flow = Flow { bytes, held: None, bulk, sent, header, ended, closed, whole, last, wide: 1 };
+    let wide = 1; // what it carries will show
+    let mut flow = Flow { bytes, held: None, bulk, sent, header, ended, closed, whole, last, wide };
     flow.keep(&held, memory);
     flow
 }

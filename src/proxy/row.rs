@@ -11,14 +11,14 @@ use super::sweep::bear_with;
 use super::worker::{Worker, count_bytes};
 use crate::words::{Cause, Phase};
 
-/// The most messages of a row: as many as the buffer has room for. Rows of 16 save half as much.
+/// The most messages of a row: as many as the buffer has room for.
 const ROW: usize = SCRATCH / SLICE;
 /// Each begins where a line of the processor's cache does.
 const LINE: usize = 64;
 
-/// Who has sent something.
+/// Who has said something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum Side {
     Client,
     Server,
 }
@@ -27,14 +27,15 @@ pub(super) enum From {
 #[derive(Debug)]
 struct Message {
     key: usize,
-    from: From,
+    from: Side,
     begin: usize,
     length: usize,
     /// More is to be done for its session than to write it.
     again: bool,
 }
 
-/// Messages in the shared buffer, in the order they came.
+/// Messages in the shared buffer, in the order they came: of each direction at most one, for a socket has one event
+/// at a time, and only while neither direction of its session holds anything.
 #[derive(Debug, Default)]
 pub(super) struct Row {
     messages: Vec<Message>,
@@ -44,24 +45,28 @@ pub(super) struct Row {
 
 impl Session {
     /// A direction of it, from where and to where.
-    fn direction(&mut self, from: From) -> Option<(&mut Flow, &mut End, &mut End)> {
+    fn direction(&mut self, from: Side) -> Option<(&mut Flow, &mut End, &mut End)> {
         let server = self.server.as_mut()?;
         Some(match from {
-            From::Client => (&mut self.up, &mut self.client, server),
-            From::Server => (&mut self.down, server, &mut self.client),
+            Side::Client => (&mut self.up, &mut self.client, server),
+            Side::Server => (&mut self.down, server, &mut self.client),
         })
     }
 }
 
 impl Worker {
-    /// Reads what one side of a session has sent, to be written with others; false where the session is to have
-    /// a turn of its own.
-    pub(super) fn gather(&mut self, key: usize, from: From) -> bool {
+    /// Reads what one side of a session has said, to be written with what others have; false where the session is to
+    /// have a turn of its own.
+    pub(super) fn read_in_row(&mut self, key: usize, from: Side) -> bool {
         if self.row.messages.len() == ROW {
             self.write_row();
         }
         let session = &mut self.sessions[key];
         if session.state != State::Relaying || session.again || session.send_proxy.is_some() {
+            return false;
+        }
+        // Its event may have told as well that held bytes of the other direction can go on.
+        if session.up.is_holding() || session.down.is_holding() {
             return false;
         }
         let Some((flow, source, sink)) = session.direction(from) else { return false };
@@ -81,7 +86,7 @@ impl Worker {
                 true
             }
             Err(_) => {
-                let cause = if from == From::Client { Cause::Client } else { Cause::Server };
+                let cause = if from == Side::Client { Cause::Client } else { Cause::Server };
                 self.write_row(); // what came from the other side goes first
                 self.follow(key, Next::End(cause, Phase::Data));
                 true
@@ -89,7 +94,7 @@ impl Worker {
         }
     }
 
-    /// Writes what has been gathered. Nothing else may be read into the buffer before.
+    /// Writes what stands in the row. Nothing else may be read into the buffer before.
     #[inline]
     pub(super) fn write_row(&mut self) {
         if !self.row.messages.is_empty() {
@@ -108,8 +113,8 @@ impl Worker {
             message.again |= flow.closed || flow.is_holding();
             let moved = message.length as u64;
             match message.from {
-                From::Client => count_bytes(session, self.index, moved, 0),
-                From::Server => count_bytes(session, self.index, 0, moved),
+                Side::Client => count_bytes(session, self.index, moved, 0),
+                Side::Server => count_bytes(session, self.index, 0, moved),
             }
         }
         // Not before all are written: a turn reads into the same buffer, and may end its session.

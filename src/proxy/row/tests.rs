@@ -4,11 +4,12 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
-use nix::sys::epoll::{EpollEvent, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
 use super::super::testing::{Got, break_off, get, put};
 use super::super::tests::{PATIENCE, Rig, echo_server, say, say_goodbye};
+use super::super::token::Token;
 use super::super::worker::EVENTS;
 use super::*;
 
@@ -57,8 +58,26 @@ impl Scene {
         }
     }
 
+    /// The peer at one side of the first session.
+    fn peer(&self, side: Side) -> &Socket {
+        let (client, server) = &self.peers[0];
+        if side == Side::Client { client } else { server }
+    }
+
+    fn holds(&self) -> bool {
+        self.worker.sessions.iter().any(|(_, session)| session.up.is_holding() || session.down.is_holding())
+    }
+
     fn row(&self) -> usize {
         self.worker.row.messages.len()
+    }
+
+    /// Of two sessions one has ended, by the fault of that side.
+    fn ended_alone(&self, fault: Side) {
+        let cause = if fault == Side::Client { Cause::Client } else { Cause::Server };
+        let shard = &self.rig.snapshot.listeners[0].cell.shards[0];
+        assert_eq!(shard.ended[cause as usize].read(), 1, "{fault:?}");
+        assert_eq!(self.rig.live(), (1, 1, 1), "{fault:?}");
     }
 
     /// Bytes counted as the clients', and as the servers'.
@@ -68,14 +87,25 @@ impl Scene {
     }
 }
 
-impl Scene {
-    /// Of two sessions one has ended, by the fault of that side.
-    fn ended_alone(&self, fault: From) {
-        let cause = if fault == From::Client { Cause::Client } else { Cause::Server };
-        let shard = &self.rig.snapshot.listeners[0].cell.shards[0];
-        assert_eq!(shard.ended[cause as usize].read(), 1, "{fault:?}");
-        assert_eq!(self.rig.live(), (1, 1, 1), "{fault:?}");
+/// What a peer finds, where something is bound to come.
+fn found(peer: &Socket, most: usize) -> Got {
+    peer.set_nonblocking(false).unwrap();
+    let got = get(peer, most);
+    peer.set_nonblocking(true).unwrap();
+    assert_ne!(got, Got::Nothing, "nothing comes");
+    got
+}
+
+/// The same, until it is so much.
+fn found_whole(peer: &Socket, length: usize) -> Vec<u8> {
+    let mut whole = Vec::new();
+    while whole.len() < length {
+        match found(peer, length - whole.len()) {
+            Got::Bytes(bytes) => whole.extend(bytes),
+            over => panic!("{over:?} after {} of {length} bytes", whole.len()),
+        }
     }
+    whole
 }
 
 fn pass(from: &mut TcpStream, to: &mut TcpStream) {
@@ -101,9 +131,9 @@ fn what_has_come_is_read_before_anything_is_written_and_then_all_of_it_is() {
     assert_eq!(scene.counted(), (3, 3));
     scene.worker.write_row();
     for (n, (_, server)) in scene.peers.iter().enumerate() {
-        assert_eq!(get(server, 99), Got::Bytes(vec![n as u8; 70]));
+        assert_eq!(found(server, 99), Got::Bytes(vec![n as u8; 70]));
     }
-    assert_eq!(get(&scene.peers[1].0, 99), Got::Bytes(b"an answer nobody asked for".into()));
+    assert_eq!(found(&scene.peers[1].0, 99), Got::Bytes(b"an answer nobody asked for".into()));
     assert_eq!((scene.row(), scene.counted()), (0, (3 + 210, 3 + 26)));
 }
 
@@ -117,7 +147,7 @@ fn a_full_row_is_written_before_the_next_begins() {
     assert_eq!(scene.row(), 2);
     scene.worker.write_row();
     for (n, (_, server)) in scene.peers.iter().enumerate() {
-        assert_eq!(get(server, SLICE), Got::Bytes(vec![n as u8; SLICE - 1]));
+        assert!(found_whole(server, SLICE - 1) == [n as u8; SLICE - 1]);
     }
 }
 
@@ -125,29 +155,29 @@ fn a_full_row_is_written_before_the_next_begins() {
 fn a_long_message_goes_on_by_turns_and_a_short_one_behind_it_by_rows() {
     let mut scene = Scene::of(1);
     let long: Vec<u8> = (0..5000u32).map(|n| n as u8).collect();
-    for (by_row, wide) in [(true, 1), (false, 2), (false, 2)] {
+    for (by_row, wide) in [(true, WIDE - 1), (false, WIDE), (false, WIDE)] {
         put(&scene.peers[0].0, &long);
         scene.hear(1);
         assert_eq!(scene.row(), usize::from(by_row));
         scene.worker.write_row();
-        assert_eq!(get(&scene.peers[0].1, 9999), Got::Bytes(long.clone()));
+        assert!(found_whole(&scene.peers[0].1, 5000) == long);
         let (_, session) = scene.worker.sessions.iter().next().unwrap();
         assert_eq!(session.up.wide, wide);
     }
-    for by_row in [false, false, true] {
+    for n in 0..WIDE + 2 {
         put(&scene.peers[0].0, b"short");
         scene.hear(1);
-        assert_eq!(scene.row(), usize::from(by_row));
+        assert_eq!(scene.row(), usize::from(n >= WIDE), "{n}");
         scene.worker.write_row();
-        assert_eq!(get(&scene.peers[0].1, 99), Got::Bytes(b"short".into()));
+        assert_eq!(found(&scene.peers[0].1, 99), Got::Bytes(b"short".into()));
     }
 }
 
 #[test]
 fn who_breaks_off_before_its_event_is_heard_ends_and_what_it_said_is_passed_on() {
-    for breaks in [From::Client, From::Server] {
+    for breaks in [Side::Client, Side::Server] {
         let mut scene = Scene::of(2);
-        let pick = |pair: (Socket, Socket)| if breaks == From::Client { pair } else { (pair.1, pair.0) };
+        let pick = |pair: (Socket, Socket)| if breaks == Side::Client { pair } else { (pair.1, pair.0) };
         let (first, other) = pick(scene.peers.remove(0));
         let (bystander, its_other) = pick(scene.peers.remove(0));
         put(&bystander, b"words");
@@ -157,33 +187,33 @@ fn who_breaks_off_before_its_event_is_heard_ends_and_what_it_said_is_passed_on()
         scene.worker.write_row();
         scene.hear(1); // that it broke off
         scene.worker.bury();
-        assert_eq!(get(&other, 99), Got::Bytes(b"last words".into()), "{breaks:?}");
-        assert_eq!(get(&other, 99), Got::Reset, "{breaks:?}");
-        assert_eq!(get(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
+        assert_eq!(found(&other, 99), Got::Bytes(b"last words".into()), "{breaks:?}");
+        assert_eq!(found(&other, 99), Got::Reset, "{breaks:?}");
+        assert_eq!(found(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
         scene.ended_alone(breaks);
     }
 }
 
 #[test]
-fn a_read_that_fails_ends_its_session_when_the_row_is_written() {
-    for breaks in [From::Client, From::Server] {
+fn a_read_that_fails_ends_its_session_behind_what_was_read_before() {
+    for breaks in [Side::Client, Side::Server] {
         let mut scene = Scene::of(2);
         let (client, server) = scene.peers.remove(0);
         let (bystander, its_other) = &scene.peers[0];
         put(bystander, b"words");
         let its_other = its_other.try_clone().unwrap();
         scene.hear(1);
-        let (first, other) = if breaks == From::Client { (client, server) } else { (server, client) };
+        let (first, other) = if breaks == Side::Client { (client, server) } else { (server, client) };
         break_off(first);
         // Its event would tell; this is what a read without it must do.
         let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
         let session = &mut scene.worker.sessions[key];
         session.direction(breaks).unwrap().1.readable = true;
-        assert!(scene.worker.gather(key, breaks));
+        assert!(scene.worker.read_in_row(key, breaks));
         assert_eq!(scene.row(), 0, "{breaks:?}");
         scene.worker.bury();
-        assert_eq!(get(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
-        assert_eq!(get(&other, 99), Got::Reset, "{breaks:?}");
+        assert_eq!(found(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
+        assert_eq!(found(&other, 99), Got::Reset, "{breaks:?}");
         scene.ended_alone(breaks);
     }
 }
@@ -200,36 +230,90 @@ fn who_is_gone_before_its_message_is_written_ends_and_what_it_said_is_passed_on(
     break_off(server);
     scene.worker.write_row();
     scene.worker.bury();
-    assert_eq!(get(&client, 99), Got::Bytes(b"last words".into()));
-    assert_eq!(get(&scene.peers[0].1, 99), Got::Bytes(b"another".into()));
+    assert_eq!(found(&client, 99), Got::Bytes(b"last words".into()));
+    assert_eq!(found(&scene.peers[0].1, 99), Got::Bytes(b"another".into()));
     assert_eq!(scene.rig.live(), (1, 1, 1));
 }
 
-#[test]
-fn what_a_slow_reader_does_not_take_is_held_and_nothing_is_lost_or_out_of_order() {
-    let mut scene = Scene::of(1);
-    let mut sent = Vec::new();
-    let holds = |scene: &Scene| scene.worker.sessions.iter().any(|(_, session)| session.up.is_holding());
-    while !holds(&scene) {
-        let message: Vec<u8> = (0..4000).map(|n| (sent.len() + n) as u8).collect();
-        assert_eq!(put(&scene.peers[0].0, &message), 4000, "the worker reads");
-        sent.extend(message);
+/// Says messages, one a turn, until a part of them is held; all that was said.
+fn until_it_holds(scene: &mut Scene, speaker: Side) -> Vec<u8> {
+    let mut said = Vec::new();
+    while !scene.holds() {
+        let message: Vec<u8> = (0..4000).map(|n| ((said.len() + n) / 7) as u8).collect();
+        assert_eq!(put(scene.peer(speaker), &message), 4000, "the worker reads");
+        said.extend(message);
         scene.hear(1);
         assert_eq!(scene.row(), 1);
         scene.worker.write_row();
     }
-    let held = scene.worker.limits.memory.held();
-    assert!(held > 0 && held <= 4000, "{held}");
-    let mut got = Vec::new();
-    while got.len() < sent.len() {
-        match get(&scene.peers[0].1, 1 << 20) {
+    said
+}
+
+/// Reads all that was said to a side, while the worker has its turns.
+fn read_all(scene: &mut Scene, reader: Side, mut got: Vec<u8>, said: &[u8]) {
+    while scene.holds() {
+        match get(scene.peer(reader), 1 << 20) {
             Got::Bytes(bytes) => got.extend(bytes),
             Got::Nothing => scene.hear(1),
             over => panic!("{over:?} after {} bytes", got.len()),
         }
     }
-    assert!(got == sent);
+    got.extend(found_whole(scene.peer(reader), said.len() - got.len()));
+    assert!(got == said);
     assert_eq!(scene.worker.limits.memory.held(), 0);
+}
+
+#[test]
+fn what_a_slow_reader_does_not_take_is_held_and_nothing_is_lost_or_out_of_order() {
+    let mut scene = Scene::of(1);
+    let said = until_it_holds(&mut scene, Side::Client);
+    let held = scene.worker.limits.memory.held();
+    assert!(held > 0 && held <= 4000, "{held}");
+    read_all(&mut scene, Side::Server, Vec::new(), &said);
+}
+
+#[test]
+fn one_event_may_tell_that_held_bytes_can_go_on_and_that_a_message_has_come() {
+    for (speaker, reader) in [(Side::Client, Side::Server), (Side::Server, Side::Client)] {
+        let mut scene = Scene::of(1);
+        let said = until_it_holds(&mut scene, speaker);
+        let mut got = Vec::new();
+        while let Got::Bytes(bytes) = get(scene.peer(reader), 1 << 20) {
+            got.extend(bytes);
+        }
+        put(scene.peer(reader), b"more");
+        scene.hear(1);
+        scene.worker.write_row();
+        assert_eq!(found(scene.peer(speaker), 9), Got::Bytes(b"more".into()), "{reader:?}");
+        read_all(&mut scene, reader, got, &said);
+    }
+}
+
+#[test]
+fn an_end_is_passed_on_behind_what_was_read_before() {
+    let mut scene = Scene::of(2);
+    put(&scene.peers[1].0, b"words");
+    scene.hear(1);
+    scene.peers[0].0.shutdown(Shutdown::Write).unwrap();
+    let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
+    scene.worker.sessions[key].client.readable = true; // its event would tell
+    assert!(!scene.worker.read_in_row(key, Side::Client));
+    scene.worker.turn(key);
+    assert_eq!(found(&scene.peers[1].1, 9), Got::Bytes(b"words".into()));
+    assert_eq!(found(&scene.peers[0].1, 9), Got::End);
+    assert_eq!(scene.rig.live(), (2, 2, 2));
+}
+
+#[test]
+fn what_was_told_while_a_worker_was_parked_leaves_no_row() {
+    let mut scene = Scene::of(1);
+    put(&scene.peers[0].0, b"words");
+    let (key, session) = scene.worker.sessions.iter().next().unwrap();
+    let token = Token::Client(key, session.serial).pack();
+    scene.worker.unheard.push((token, EpollFlags::EPOLLIN.bits() as u32));
+    scene.worker.take_up();
+    assert_eq!(scene.row(), 0);
+    assert_eq!(found(&scene.peers[0].1, 9), Got::Bytes(b"words".into()));
 }
 
 #[test]

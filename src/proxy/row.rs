@@ -7,7 +7,6 @@ use std::mem;
 
 use super::relay::{End, Flow, SCRATCH, SLICE, WIDE};
 use super::session::{Next, Session, State};
-use super::sweep::bear_with;
 use super::worker::{Worker, count_bytes};
 use crate::words::{Cause, Phase};
 
@@ -119,14 +118,6 @@ impl Worker {
         }
         // Not before all are written: a turn reads into the same buffer, and may end its session.
         for message in messages.drain(..).filter(|message| message.again) {
-            let session = &mut self.sessions[message.key];
-            if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
-                bear_with(session);
-            }
-            if session.is_half_closed() {
-                let soon = session.overdue().0;
-                self.sweep_by(soon);
-            }
             self.turn(message.key);
         }
         self.row.messages = messages; // its memory serves the next

@@ -380,7 +380,6 @@ impl Worker {
             _ => return,
         }
         let before = (session.up.bytes, session.down.bytes);
-        let was_whole = !session.is_half_closed();
         let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
         let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
         session.has_moved();
@@ -388,7 +387,7 @@ impl Worker {
         if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
             bear_with(session);
         }
-        if was_whole && session.is_half_closed() {
+        if session.is_half_closed() {
             let soon = session.overdue().0;
             self.sweep_by(soon);
         }

@@ -129,7 +129,7 @@ fn unknown_keys(text: &str) -> Vec<String> {
         let (name, value) = code.split_once(':').map_or((*code, None), |(name, value)| (name, Some(value)));
         let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         let is_file = [".md", ".yaml", ".json", ".rs", ".toml", ".sock"].iter().any(|end| name.ends_with(end));
-        let is_kernels = ["net.", "fs."].iter().any(|start| name.starts_with(start));
+        let is_kernels = ["net.", "fs.", "kernel."].iter().any(|start| name.starts_with(start));
         name.split('.').all(plain)
             && !is_file
             && !is_kernels

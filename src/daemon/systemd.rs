@@ -1,6 +1,6 @@
 //! Tells systemd how the daemon is doing (sd_notify(3)). Says nothing where no NOTIFY_SOCKET is set.
 //! When to say what is the supervisor's; the one rule kept here is what each message consists of. Takes what
-//! systemd passes at the start, too. One of the four files with `unsafe`.
+//! systemd passes at the start, too. One of the five files with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::fmt::Write;

@@ -10,6 +10,7 @@ mod inbox;
 mod limits;
 mod preface;
 mod relay;
+mod ring;
 mod row;
 mod scratch;
 mod serve;

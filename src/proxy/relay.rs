@@ -229,18 +229,29 @@ impl Flow {
     }
 
     /// Reads once; 0 where nothing came, the end or not.
-    pub(super) fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> Result<usize, Errno> {
         if buffer.is_empty() {
             return Ok(0);
         }
-        match socket::read(&source.fd, buffer) {
+        let got = socket::read(&source.fd, buffer);
+        self.has_read(source, got, buffer.len())
+    }
+
+    /// Takes note of what a read of at most so many bytes came to; 0 where nothing came, the end or not.
+    pub(super) fn has_read(
+        &mut self,
+        source: &mut End,
+        got: Result<usize, Errno>,
+        most: usize,
+    ) -> Result<usize, Errno> {
+        match got {
             Ok(0) => {
                 self.ended = true;
                 Ok(0)
             }
             Ok(n) => {
                 // A short read has drained the socket: this saves the read that finds it empty, never the end.
-                source.readable = n == buffer.len() || source.fin;
+                source.readable = n == most || source.fin;
                 Ok(n)
             }
             Err(Errno::EAGAIN) => {
@@ -252,8 +263,13 @@ impl Flow {
     }
 
     /// Writes what was read, and holds what is not taken.
-    pub(super) fn write(&mut self, sink: &mut End, bytes: &[u8], memory: &Memory) {
-        let written = match socket::write(&sink.fd, bytes) {
+    fn write(&mut self, sink: &mut End, bytes: &[u8], memory: &Memory) {
+        self.has_written(sink, socket::write(&sink.fd, bytes), bytes, memory);
+    }
+
+    /// Takes note of what a write of these bytes came to, and holds what was not taken.
+    pub(super) fn has_written(&mut self, sink: &mut End, done: Result<usize, Errno>, bytes: &[u8], memory: &Memory) {
+        let written = match done {
             Ok(n) => n,
             Err(Errno::EAGAIN) => 0,
             Err(_) => {

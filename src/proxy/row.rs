@@ -1,19 +1,24 @@
 //! Small messages, a row at a time: those that have come are read one behind another into the shared buffer, then
-//! written. The kernel's way in and its way out each stay in the processor's cache meanwhile, which saves a few
-//! percent of what a small request costs (ARCHITECTURE.md, "Figures behind the data path"). Whatever is not plain
-//! goes by [`Worker::turn`], and a row never outlives the handling of the events that made it.
+//! written. The kernel's way in and its way out each stay in the processor's cache meanwhile, and where there is a
+//! [`Ring`](super::ring::Ring) all the reads are one system call, and all the writes another (ARCHITECTURE.md, "Figures
+//! behind the data path"). Whatever is not plain goes by [`Worker::turn`], and a row never outlives the handling of the
+//! events that made it.
 
 use std::mem;
 
+use tracing::warn;
+
 use super::relay::{End, Flow, SCRATCH, SLICE, WIDE};
+use super::ring::{Call, Ring};
 use super::session::{Next, Session, State};
+use super::socket;
 use super::worker::{Worker, count_bytes};
 use crate::words::{Cause, Phase};
 
 /// The most messages of a row: as many as the buffer has room for.
-const ROW: usize = SCRATCH / SLICE;
-/// Each begins where a line of the processor's cache does.
-const LINE: usize = 64;
+pub(super) const ROW: usize = SCRATCH / SLICE;
+/// From so many messages on a ring is cheaper than a call each.
+pub(super) const WORTH_A_RING: usize = 4;
 
 /// Who has said something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,24 +27,30 @@ pub(super) enum Side {
     Server,
 }
 
-/// What has been read and is to be written.
+/// What has come and is to be passed on. Each has the buffer's slice of its place in the row.
 #[derive(Debug)]
 struct Message {
     key: usize,
     from: Side,
-    begin: usize,
     length: usize,
-    /// More is to be done for its session than to write it.
+    /// Its session is to have a turn.
     again: bool,
+    /// It could not be read: its source broke.
+    lost: bool,
 }
 
-/// Messages in the shared buffer, in the order they came: of each direction at most one, for a socket has one event
-/// at a time, and only while neither direction of its session holds anything.
+/// Messages, in the order they came: of each direction at most one, and only while neither direction of its session holds
+/// anything. Till they are read, which is when they are written, their sources do not count as readable.
 #[derive(Debug, Default)]
 pub(super) struct Row {
     messages: Vec<Message>,
-    /// Where the next one goes.
-    end: usize,
+}
+
+impl Message {
+    /// What was read, of the slice it was read into.
+    fn of<'a>(&self, slice: &'a [u8]) -> Option<&'a [u8]> {
+        Some(&slice[..self.length]).filter(|bytes| !bytes.is_empty())
+    }
 }
 
 impl Session {
@@ -51,14 +62,20 @@ impl Session {
             Side::Server => (&mut self.down, server, &mut self.client),
         })
     }
+
+    /// From where, and to where.
+    fn ends(&self, from: Side) -> Option<(&End, &End)> {
+        let server = self.server.as_ref()?;
+        Some(if from == Side::Client { (&self.client, server) } else { (server, &self.client) })
+    }
 }
 
 impl Worker {
-    /// Reads what one side of a session has said, to be written with what others have; false where the session is to
-    /// have a turn of its own.
-    pub(super) fn read_in_row(&mut self, key: usize, from: Side) -> bool {
+    /// Notes that one side of a session has said something, to be passed on with what others have; false where the
+    /// session is to have a turn of its own.
+    pub(super) fn join_row(&mut self, key: usize, from: Side) -> bool {
         if self.row.messages.len() == ROW {
-            self.write_row();
+            self.pass_row_on();
         }
         let session = &mut self.sessions[key];
         if session.state != State::Relaying || session.again || session.send_proxy.is_some() {
@@ -72,55 +89,90 @@ impl Worker {
         if sink.readable || !flow.is_plain(source, sink) {
             return false;
         }
-        let begin = self.row.end;
-        let read = flow.read(source, &mut self.scratch[begin..][..SLICE]);
-        match read {
-            Ok(0) => !flow.ended,
-            Ok(length) => {
-                if length == SLICE {
-                    flow.wide = WIDE;
-                }
-                self.row.end += length.next_multiple_of(LINE);
-                self.row.messages.push(Message { key, from, begin, length, again: source.readable });
-                true
-            }
-            Err(_) => {
-                let cause = if from == Side::Client { Cause::Client } else { Cause::Server };
-                self.write_row(); // what came from the other side goes first
-                self.follow(key, Next::End(cause, Phase::Data));
-                true
-            }
-        }
+        source.readable = false;
+        self.row.messages.push(Message { key, from, length: 0, again: false, lost: false });
+        true
     }
 
-    /// Writes what stands in the row. Nothing else may be read into the buffer before.
+    /// Reads what stands in the row, and writes it. Nothing else may be done before with its sessions, or the buffer.
     #[inline]
-    pub(super) fn write_row(&mut self) {
+    pub(super) fn pass_row_on(&mut self) {
         if !self.row.messages.is_empty() {
-            self.write_messages();
+            self.pass_messages_on();
         }
     }
 
-    fn write_messages(&mut self) {
-        let Row { mut messages, .. } = mem::take(&mut self.row);
-        for message in &mut messages {
+    fn pass_messages_on(&mut self) {
+        let mut messages = mem::take(&mut self.row.messages);
+        self.read_all(&mut messages);
+        self.write_all(&mut messages);
+        if let Some(why) = self.ring.as_mut().and_then(Ring::failure) {
+            warn!(worker = self.index, "io_uring: {why}; small messages are moved by a call each from now on");
+            self.ring = None;
+        }
+        // Not before all are written: a turn reads into the same buffer, and may end its session.
+        for message in messages.drain(..) {
+            if message.lost {
+                let cause = if message.from == Side::Client { Cause::Client } else { Cause::Server };
+                self.follow(message.key, Next::End(cause, Phase::Data));
+            } else if message.again {
+                self.turn(message.key);
+            }
+        }
+        self.row.messages = messages; // its memory serves the next
+    }
+
+    fn read_all(&mut self, messages: &mut [Message]) {
+        let mut ring = self.ring.as_mut().filter(|ring| ring.is_worth(messages.len()));
+        if let Some(ring) = &mut ring {
+            let slices = self.scratch.chunks_exact_mut(SLICE);
+            ring.calls(messages.iter().zip(slices).map(|(message, slice)| {
+                let (source, _) = self.sessions[message.key].ends(message.from)?;
+                Some(Call::Read(&source.fd, slice))
+            }));
+        }
+        for (n, (message, slice)) in messages.iter_mut().zip(self.scratch.chunks_exact_mut(SLICE)).enumerate() {
+            let Some((flow, source, _)) = self.sessions[message.key].direction(message.from) else { continue };
+            let by_ring = ring.as_ref().and_then(|ring| ring.result(n));
+            let got = by_ring.unwrap_or_else(|| socket::read(&source.fd, slice));
+            match flow.has_read(source, got, SLICE) {
+                Ok(length) => {
+                    message.length = length;
+                    message.again = source.readable || flow.ended;
+                }
+                Err(_) => message.lost = true,
+            }
+        }
+    }
+
+    fn write_all(&mut self, messages: &mut [Message]) {
+        let mut ring = self.ring.as_mut().filter(|ring| ring.is_worth(messages.len()));
+        if let Some(ring) = &mut ring {
+            let slices = self.scratch.chunks_exact(SLICE);
+            ring.calls(messages.iter().zip(slices).map(|(message, slice)| {
+                let (_, sink) = self.sessions[message.key].ends(message.from)?;
+                Some(Call::Write(&sink.fd, message.of(slice)?))
+            }));
+        }
+        for (n, (message, slice)) in messages.iter_mut().zip(self.scratch.chunks_exact(SLICE)).enumerate() {
+            let Some(bytes) = message.of(slice) else { continue };
             let session = &mut self.sessions[message.key];
             session.active = self.now;
             let Some((flow, _, sink)) = session.direction(message.from) else { continue };
-            flow.bytes += message.length as u64;
-            flow.write(sink, &self.scratch[message.begin..][..message.length], &self.limits.memory);
+            let moved = bytes.len() as u64;
+            flow.bytes += moved;
+            if bytes.len() == SLICE {
+                flow.wide = WIDE;
+            }
+            let by_ring = ring.as_ref().and_then(|ring| ring.result(n));
+            let done = by_ring.unwrap_or_else(|| socket::write(&sink.fd, bytes));
+            flow.has_written(sink, done, bytes, &self.limits.memory);
             message.again |= flow.closed || flow.is_holding();
-            let moved = message.length as u64;
             match message.from {
                 Side::Client => count_bytes(session, self.index, moved, 0),
                 Side::Server => count_bytes(session, self.index, 0, moved),
             }
         }
-        // Not before all are written: a turn reads into the same buffer, and may end its session.
-        for message in messages.drain(..).filter(|message| message.again) {
-            self.turn(message.key);
-        }
-        self.row.messages = messages; // its memory serves the next
     }
 }
 

@@ -1,5 +1,5 @@
 //! The system calls of the data path, each with the options lbd wants, on descriptors that are
-//! non-blocking and closed on exec. Decides nothing. One of the four files with `unsafe`.
+//! non-blocking and closed on exec. Decides nothing. One of the five files with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -3,6 +3,7 @@
 //! be called again. Here alone in this room is the clock read, once a turn.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -11,13 +12,14 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::EventFd;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc};
-use tracing::error;
+use tracing::{error, info};
 
 use super::carry::Marking;
 use super::door::{Door, Hold};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
-use super::row::{Row, Side};
+use super::ring::Ring;
+use super::row::{ROW, Row, Side, WORTH_A_RING};
 use super::scratch::Scratch;
 use super::session::{Next, Session, State};
 use super::socket::{self, monotonic_micros};
@@ -76,8 +78,10 @@ pub struct Worker {
     /// Connections opened ahead of need.
     pub(super) spares: Spares,
     pub(super) scratch: Scratch,
-    /// What stands in it and is to be written; empty once the events of a turn are handled.
+    /// What is to be passed on by it together; empty once the events of a turn are handled.
     pub(super) row: Row,
+    /// Makes the calls of a row, while a thread runs this worker and the kernel lets us.
+    pub(super) ring: Option<Ring>,
     /// Sessions that could go on.
     pub(super) again: Vec<usize>,
     /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
@@ -141,6 +145,7 @@ impl Worker {
             spares: Spares::default(),
             scratch: Scratch::new(),
             row: Row::default(),
+            ring: None,
             again: Vec::new(),
             gone: Vec::new(),
             now,
@@ -164,6 +169,19 @@ impl Worker {
 
     /// Serves until [`Command::Park`] comes.
     pub fn run(&mut self) {
+        // Here, not by need: a process at work has the same descriptors as one at rest.
+        self.ring = Ring::new(ROW, WORTH_A_RING).map_err(|why| self.tell_of_no_ring(&why)).ok();
+        self.go_on();
+        self.ring = None; // it is this thread's: another one may go on, or another program
+    }
+
+    fn tell_of_no_ring(&self, why: &io::Error) {
+        if self.index == 0 {
+            info!("io_uring is not to be had ({why}): small messages cost some percent more, nothing else changes");
+        }
+    }
+
+    fn go_on(&mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut turn = Vec::new();
         if std::mem::take(&mut self.paused) {
@@ -186,7 +204,7 @@ impl Worker {
             for event in heard {
                 told |= self.heard(*event);
             }
-            self.write_row();
+            self.pass_row_on();
             for key in turn.drain(..) {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.again = false;
@@ -341,7 +359,7 @@ impl Worker {
     fn client_event(&mut self, (key, serial): (usize, u16), events: EpollFlags) {
         let Some(session) = self.sessions.get_mut(key).filter(|s| s.serial == serial) else { return };
         let next = session.client_heard(events);
-        if next != Next::Again || !self.read_in_row(key, Side::Client) {
+        if next != Next::Again || !self.join_row(key, Side::Client) {
             self.follow(key, next);
         }
     }
@@ -352,7 +370,7 @@ impl Worker {
         let Some(server) = &mut session.server else { return };
         server.heard(events);
         if session.state == State::Relaying {
-            if !self.read_in_row(key, Side::Server) {
+            if !self.join_row(key, Side::Server) {
                 self.turn(key);
             }
             return;
@@ -372,7 +390,7 @@ impl Worker {
 
     /// Gives a session its turn.
     pub(super) fn turn(&mut self, key: usize) {
-        self.write_row();
+        self.pass_row_on();
         let Some(session) = self.sessions.get_mut(key) else { return };
         match session.state {
             State::Relaying => {}

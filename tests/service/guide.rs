@@ -1,5 +1,6 @@
 //! What the operators' guide has one write down works as it stands there: drop-ins, and the check of keepalived.
 
+use std::fs;
 use std::net::TcpStream;
 
 use crate::client::until;
@@ -32,17 +33,29 @@ fn drop_ins_do_what_they_are_for() {
     machine.done(&["test", "-S", "/run/web/web.sock"]);
     machine.configure(CONFIG);
 
-    // Less than lbd asks for: too small a store, and few descriptors that it may not have more of.
-    let less = "FileDescriptorStoreMax=1\nLimitNOFILE=256:256";
-    machine.drop_in("lbd.service", &format!("[Service]\n{less}\n"));
+    let rings = || {
+        let pid = machine.property("MainPID");
+        let open = machine.done(&["find", &format!("/proc/{pid}/fd"), "-lname", "*io_uring*"]);
+        open.lines().count()
+    };
+    // As installed the unit allows what this kernel does.
+    if fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|disabled| disabled.trim() == "0") {
+        assert!(rings() > 0, "{}", machine.journal());
+    }
+
+    // Less than lbd asks for: too small a store, few descriptors that it may not have more of, and no io_uring.
+    let less = ["FileDescriptorStoreMax=1", "LimitNOFILE=256:256"];
+    let settings = [&less[..], &drop_in("no io_uring")].concat();
+    machine.drop_in("lbd.service", &format!("[Service]\n{}\n", settings.join("\n")));
     machine.done(&["systemctl", "restart", "lbd"]);
-    let mut awaited = vec!["descriptors=256", "raise FileDescriptorStoreMax= of the unit"];
+    let mut awaited = vec!["descriptors=256", "raise FileDescriptorStoreMax= of the unit", "io_uring is not to be had"];
     until("both are told", || {
         let journal = machine.journal();
         awaited.retain(|warning| !journal.contains(warning));
         awaited.is_empty().then_some(())
     });
     machine.inside(|| TcpStream::connect(("127.0.0.1", 8080)).unwrap());
+    assert_eq!(rings(), 0);
     assert_eq!(machine.property("ActiveState"), "active");
 }
 

@@ -2,7 +2,7 @@
 //! as a successor is taking over. Whatever ends the successor then (a panic, a crash, an exit, an error, a second without
 //! getting there) executes the predecessor again, by its descriptor and with the same record; until the take-over is settled
 //! nobody but a stand-in has touched a session. Going back is one system call that is prepared: it may follow on a heap in ruins.
-//! One of the four files with `unsafe`.
+//! One of the five files with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, OsString, c_char};

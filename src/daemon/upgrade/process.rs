@@ -1,5 +1,5 @@
 //! What an upgrade asks of the kernel for its own process: the program that it runs, a second one of it, its name, its record in
-//! memory. One of the four files with `unsafe`.
+//! memory. One of the five files with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;

@@ -227,7 +227,7 @@ impl Worker {
         for (token, events) in mem::take(&mut self.unheard) {
             self.heard(EpollEvent::new(EpollFlags::from_bits_truncate(events as i32), token));
         }
-        self.write_row();
+        self.pass_row_on();
     }
 }
 

@@ -1,8 +1,11 @@
-//! A worker whose turns the test takes itself, so that a peer can act between the reading of a row and its writing.
+//! A worker whose turns the test takes itself, so that a peer can act between an event and what comes of it; with a ring
+//! for each row, and without one.
 
 use std::io::{Read, Write};
+use std::iter;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::thread;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
@@ -21,6 +24,17 @@ struct Scene {
 }
 
 impl Scene {
+    /// One whose rows are calls alone, and where the kernel lets us, one in which each is made by a ring.
+    fn each(sessions: usize) -> impl Iterator<Item = Self> {
+        let ring = Ring::new(ROW, 1).map_err(|e| println!("skipped in part: there is no io_uring here: {e}")).ok();
+        let by_ring = ring.map(|ring| {
+            let mut scene = Self::of(sessions);
+            scene.worker.ring = Some(ring);
+            scene
+        });
+        iter::once_with(move || Self::of(sessions)).chain(by_ring)
+    }
+
     fn of(sessions: usize) -> Self {
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut rig = Rig::serving(&format!("a: {}", door.local_addr().unwrap()));
@@ -119,120 +133,130 @@ fn quick(peer: TcpStream) -> Socket {
 }
 
 #[test]
-fn what_has_come_is_read_before_anything_is_written_and_then_all_of_it_is() {
-    let mut scene = Scene::of(3);
-    for (n, (client, _)) in scene.peers.iter().enumerate() {
-        put(client, &[n as u8; 70]);
+fn what_has_come_is_passed_on_together() {
+    for mut scene in Scene::each(3) {
+        for (n, (client, _)) in scene.peers.iter().enumerate() {
+            put(client, &[n as u8; 70]);
+        }
+        put(&scene.peers[1].1, b"an answer nobody asked for");
+        scene.hear(4);
+        assert_eq!(scene.row(), 4);
+        assert!(scene.peers.iter().all(|(_, server)| get(server, 9) == Got::Nothing));
+        assert_eq!(scene.counted(), (3, 3));
+        scene.worker.pass_row_on();
+        for (n, (_, server)) in scene.peers.iter().enumerate() {
+            assert_eq!(found(server, 99), Got::Bytes(vec![n as u8; 70]));
+        }
+        assert_eq!(found(&scene.peers[1].0, 99), Got::Bytes(b"an answer nobody asked for".into()));
+        assert_eq!((scene.row(), scene.counted()), (0, (3 + 210, 3 + 26)));
+        if let Some(ring) = &scene.worker.ring {
+            assert_eq!(ring.result(3), Some(Ok(26)), "who wrote it");
+        }
     }
-    put(&scene.peers[1].1, b"an answer nobody asked for");
-    scene.hear(4);
-    assert_eq!(scene.row(), 4);
-    assert!(scene.peers.iter().all(|(_, server)| get(server, 9) == Got::Nothing));
-    assert_eq!(scene.counted(), (3, 3));
-    scene.worker.write_row();
-    for (n, (_, server)) in scene.peers.iter().enumerate() {
-        assert_eq!(found(server, 99), Got::Bytes(vec![n as u8; 70]));
-    }
-    assert_eq!(found(&scene.peers[1].0, 99), Got::Bytes(b"an answer nobody asked for".into()));
-    assert_eq!((scene.row(), scene.counted()), (0, (3 + 210, 3 + 26)));
 }
 
 #[test]
 fn a_full_row_is_written_before_the_next_begins() {
-    let mut scene = Scene::of(ROW + 2);
-    for (n, (client, _)) in scene.peers.iter().enumerate() {
-        put(client, &[n as u8; SLICE - 1]);
-    }
-    scene.hear(ROW + 2);
-    assert_eq!(scene.row(), 2);
-    scene.worker.write_row();
-    for (n, (_, server)) in scene.peers.iter().enumerate() {
-        assert!(found_whole(server, SLICE - 1) == [n as u8; SLICE - 1]);
+    for mut scene in Scene::each(ROW + 2) {
+        for (n, (client, _)) in scene.peers.iter().enumerate() {
+            put(client, &[n as u8; SLICE - 1]);
+        }
+        scene.hear(ROW + 2);
+        assert_eq!(scene.row(), 2);
+        scene.worker.pass_row_on();
+        for (n, (_, server)) in scene.peers.iter().enumerate() {
+            assert!(found_whole(server, SLICE - 1) == [n as u8; SLICE - 1]);
+        }
     }
 }
 
 #[test]
 fn a_long_message_goes_on_by_turns_and_a_short_one_behind_it_by_rows() {
-    let mut scene = Scene::of(1);
-    let long: Vec<u8> = (0..5000u32).map(|n| n as u8).collect();
-    for (by_row, wide) in [(true, WIDE - 1), (false, WIDE), (false, WIDE)] {
-        put(&scene.peers[0].0, &long);
-        scene.hear(1);
-        assert_eq!(scene.row(), usize::from(by_row));
-        scene.worker.write_row();
-        assert!(found_whole(&scene.peers[0].1, 5000) == long);
-        let (_, session) = scene.worker.sessions.iter().next().unwrap();
-        assert_eq!(session.up.wide, wide);
-    }
-    for n in 0..WIDE + 2 {
-        put(&scene.peers[0].0, b"short");
-        scene.hear(1);
-        assert_eq!(scene.row(), usize::from(n >= WIDE), "{n}");
-        scene.worker.write_row();
-        assert_eq!(found(&scene.peers[0].1, 99), Got::Bytes(b"short".into()));
+    for mut scene in Scene::each(1) {
+        let long: Vec<u8> = (0..5000u32).map(|n| n as u8).collect();
+        for (by_row, wide) in [(true, WIDE - 1), (false, WIDE), (false, WIDE)] {
+            put(&scene.peers[0].0, &long);
+            scene.hear(1);
+            assert_eq!(scene.row(), usize::from(by_row));
+            scene.worker.pass_row_on();
+            assert!(found_whole(&scene.peers[0].1, 5000) == long);
+            let (_, session) = scene.worker.sessions.iter().next().unwrap();
+            assert_eq!(session.up.wide, wide);
+        }
+        for n in 0..WIDE + 2 {
+            put(&scene.peers[0].0, b"short");
+            scene.hear(1);
+            assert_eq!(scene.row(), usize::from(n >= WIDE), "{n}");
+            scene.worker.pass_row_on();
+            assert_eq!(found(&scene.peers[0].1, 99), Got::Bytes(b"short".into()));
+        }
     }
 }
 
 #[test]
 fn who_breaks_off_before_its_event_is_heard_ends_and_what_it_said_is_passed_on() {
     for breaks in [Side::Client, Side::Server] {
-        let mut scene = Scene::of(2);
-        let pick = |pair: (Socket, Socket)| if breaks == Side::Client { pair } else { (pair.1, pair.0) };
-        let (first, other) = pick(scene.peers.remove(0));
-        let (bystander, its_other) = pick(scene.peers.remove(0));
-        put(&bystander, b"words");
-        put(&first, b"last words");
-        scene.hear_after(2, |_| break_off(first));
-        assert_eq!(scene.row(), 2, "{breaks:?}");
-        scene.worker.write_row();
-        scene.hear(1); // that it broke off
-        scene.worker.bury();
-        assert_eq!(found(&other, 99), Got::Bytes(b"last words".into()), "{breaks:?}");
-        assert_eq!(found(&other, 99), Got::Reset, "{breaks:?}");
-        assert_eq!(found(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
-        scene.ended_alone(breaks);
+        for mut scene in Scene::each(2) {
+            let pick = |pair: (Socket, Socket)| if breaks == Side::Client { pair } else { (pair.1, pair.0) };
+            let (first, other) = pick(scene.peers.remove(0));
+            let (bystander, its_other) = pick(scene.peers.remove(0));
+            put(&bystander, b"words");
+            put(&first, b"last words");
+            scene.hear_after(2, |_| break_off(first));
+            assert_eq!(scene.row(), 2, "{breaks:?}");
+            scene.worker.pass_row_on();
+            scene.hear(1); // that it broke off
+            scene.worker.bury();
+            assert_eq!(found(&other, 99), Got::Bytes(b"last words".into()), "{breaks:?}");
+            assert_eq!(found(&other, 99), Got::Reset, "{breaks:?}");
+            assert_eq!(found(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
+            scene.ended_alone(breaks);
+        }
     }
 }
 
 #[test]
 fn a_read_that_fails_ends_its_session_behind_what_was_read_before() {
     for breaks in [Side::Client, Side::Server] {
-        let mut scene = Scene::of(2);
-        let (client, server) = scene.peers.remove(0);
-        let (bystander, its_other) = &scene.peers[0];
-        put(bystander, b"words");
-        let its_other = its_other.try_clone().unwrap();
-        scene.hear(1);
-        let (first, other) = if breaks == Side::Client { (client, server) } else { (server, client) };
-        break_off(first);
-        // Its event would tell; this is what a read without it must do.
-        let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
-        let session = &mut scene.worker.sessions[key];
-        session.direction(breaks).unwrap().1.readable = true;
-        assert!(scene.worker.read_in_row(key, breaks));
-        assert_eq!(scene.row(), 0, "{breaks:?}");
-        scene.worker.bury();
-        assert_eq!(found(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
-        assert_eq!(found(&other, 99), Got::Reset, "{breaks:?}");
-        scene.ended_alone(breaks);
+        for mut scene in Scene::each(2) {
+            let (client, server) = scene.peers.remove(0);
+            let (bystander, its_other) = &scene.peers[0];
+            put(bystander, b"words");
+            let its_other = its_other.try_clone().unwrap();
+            scene.hear(1);
+            let (first, other) = if breaks == Side::Client { (client, server) } else { (server, client) };
+            break_off(first);
+            // Its event would tell; this is what a read without it must do.
+            let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
+            let session = &mut scene.worker.sessions[key];
+            session.direction(breaks).unwrap().1.readable = true;
+            assert!(scene.worker.join_row(key, breaks));
+            assert_eq!(scene.row(), 2, "{breaks:?}");
+            scene.worker.pass_row_on();
+            scene.worker.bury();
+            assert_eq!(found(&its_other, 99), Got::Bytes(b"words".into()), "{breaks:?}");
+            assert_eq!(found(&other, 99), Got::Reset, "{breaks:?}");
+            scene.ended_alone(breaks);
+        }
     }
 }
 
 #[test]
 fn who_is_gone_before_its_message_is_written_ends_and_what_it_said_is_passed_on() {
-    let mut scene = Scene::of(2);
-    put(&scene.peers[0].0, b"question");
-    put(&scene.peers[0].1, b"last words");
-    put(&scene.peers[1].0, b"another");
-    scene.hear(3);
-    assert_eq!(scene.row(), 3);
-    let (client, server) = scene.peers.remove(0);
-    break_off(server);
-    scene.worker.write_row();
-    scene.worker.bury();
-    assert_eq!(found(&client, 99), Got::Bytes(b"last words".into()));
-    assert_eq!(found(&scene.peers[0].1, 99), Got::Bytes(b"another".into()));
-    assert_eq!(scene.rig.live(), (1, 1, 1));
+    for mut scene in Scene::each(2) {
+        put(&scene.peers[0].0, b"question");
+        put(&scene.peers[0].1, b"last words");
+        put(&scene.peers[1].0, b"another");
+        scene.hear(3);
+        assert_eq!(scene.row(), 3);
+        let (client, server) = scene.peers.remove(0);
+        break_off(server);
+        scene.worker.pass_row_on();
+        scene.worker.bury();
+        assert_eq!(found(&client, 99), Got::Bytes(b"last words".into()));
+        assert_eq!(found(&scene.peers[0].1, 99), Got::Bytes(b"another".into()));
+        assert_eq!(scene.rig.live(), (1, 1, 1));
+    }
 }
 
 /// Says messages, one a turn, until a part of them is held; all that was said.
@@ -244,7 +268,7 @@ fn until_it_holds(scene: &mut Scene, speaker: Side) -> Vec<u8> {
         said.extend(message);
         scene.hear(1);
         assert_eq!(scene.row(), 1);
-        scene.worker.write_row();
+        scene.worker.pass_row_on();
     }
     said
 }
@@ -265,55 +289,76 @@ fn read_all(scene: &mut Scene, reader: Side, mut got: Vec<u8>, said: &[u8]) {
 
 #[test]
 fn what_a_slow_reader_does_not_take_is_held_and_nothing_is_lost_or_out_of_order() {
-    let mut scene = Scene::of(1);
-    let said = until_it_holds(&mut scene, Side::Client);
-    let held = scene.worker.limits.memory.held();
-    assert!(held > 0 && held <= 4000, "{held}");
-    read_all(&mut scene, Side::Server, Vec::new(), &said);
+    for mut scene in Scene::each(1) {
+        let said = until_it_holds(&mut scene, Side::Client);
+        let held = scene.worker.limits.memory.held();
+        assert!(held > 0 && held <= 4000, "{held}");
+        read_all(&mut scene, Side::Server, Vec::new(), &said);
+    }
 }
 
 #[test]
 fn one_event_may_tell_that_held_bytes_can_go_on_and_that_a_message_has_come() {
     for (speaker, reader) in [(Side::Client, Side::Server), (Side::Server, Side::Client)] {
-        let mut scene = Scene::of(1);
-        let said = until_it_holds(&mut scene, speaker);
-        let mut got = Vec::new();
-        while let Got::Bytes(bytes) = get(scene.peer(reader), 1 << 20) {
-            got.extend(bytes);
+        for mut scene in Scene::each(1) {
+            let said = until_it_holds(&mut scene, speaker);
+            let mut got = Vec::new();
+            while let Got::Bytes(bytes) = get(scene.peer(reader), 1 << 20) {
+                got.extend(bytes);
+            }
+            put(scene.peer(reader), b"more");
+            scene.hear(1);
+            scene.worker.pass_row_on();
+            assert_eq!(found(scene.peer(speaker), 9), Got::Bytes(b"more".into()), "{reader:?}");
+            read_all(&mut scene, reader, got, &said);
         }
-        put(scene.peer(reader), b"more");
-        scene.hear(1);
-        scene.worker.write_row();
-        assert_eq!(found(scene.peer(speaker), 9), Got::Bytes(b"more".into()), "{reader:?}");
-        read_all(&mut scene, reader, got, &said);
     }
 }
 
 #[test]
 fn an_end_is_passed_on_behind_what_was_read_before() {
-    let mut scene = Scene::of(2);
-    put(&scene.peers[1].0, b"words");
-    scene.hear(1);
-    scene.peers[0].0.shutdown(Shutdown::Write).unwrap();
-    let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
-    scene.worker.sessions[key].client.readable = true; // its event would tell
-    assert!(!scene.worker.read_in_row(key, Side::Client));
-    scene.worker.turn(key);
-    assert_eq!(found(&scene.peers[1].1, 9), Got::Bytes(b"words".into()));
-    assert_eq!(found(&scene.peers[0].1, 9), Got::End);
-    assert_eq!(scene.rig.live(), (2, 2, 2));
+    for mut scene in Scene::each(2) {
+        put(&scene.peers[1].0, b"words");
+        scene.hear(1);
+        scene.peers[0].0.shutdown(Shutdown::Write).unwrap();
+        let (key, _) = scene.worker.sessions.iter().next().unwrap(); // who came first
+        scene.worker.sessions[key].client.readable = true; // its event would tell
+        assert!(scene.worker.join_row(key, Side::Client));
+        scene.worker.pass_row_on();
+        assert_eq!(found(&scene.peers[1].1, 9), Got::Bytes(b"words".into()));
+        assert_eq!(found(&scene.peers[0].1, 9), Got::End);
+        assert_eq!(scene.rig.live(), (2, 2, 2));
+    }
+}
+
+#[test]
+fn a_ring_that_fails_loses_nothing_and_goes() {
+    // The kernel serves one thread by it, and this is another.
+    let Ok(ring) = thread::spawn(|| Ring::new(ROW, 1)).join().unwrap() else { return };
+    let mut scene = Scene::of(3);
+    scene.worker.ring = Some(ring);
+    for (client, _) in &scene.peers {
+        put(client, b"words");
+    }
+    scene.hear(3);
+    scene.worker.pass_row_on();
+    for (_, server) in &scene.peers {
+        assert_eq!(found(server, 9), Got::Bytes(b"words".into()));
+    }
+    assert!(scene.worker.ring.is_none());
 }
 
 #[test]
 fn what_was_told_while_a_worker_was_parked_leaves_no_row() {
-    let mut scene = Scene::of(1);
-    put(&scene.peers[0].0, b"words");
-    let (key, session) = scene.worker.sessions.iter().next().unwrap();
-    let token = Token::Client(key, session.serial).pack();
-    scene.worker.unheard.push((token, EpollFlags::EPOLLIN.bits() as u32));
-    scene.worker.take_up();
-    assert_eq!(scene.row(), 0);
-    assert_eq!(found(&scene.peers[0].1, 9), Got::Bytes(b"words".into()));
+    for mut scene in Scene::each(1) {
+        put(&scene.peers[0].0, b"words");
+        let (key, session) = scene.worker.sessions.iter().next().unwrap();
+        let token = Token::Client(key, session.serial).pack();
+        scene.worker.unheard.push((token, EpollFlags::EPOLLIN.bits() as u32));
+        scene.worker.take_up();
+        assert_eq!(scene.row(), 0);
+        assert_eq!(found(&scene.peers[0].1, 9), Got::Bytes(b"words".into()));
+    }
 }
 
 #[test]

@@ -9,9 +9,6 @@ use nix::sys::epoll::EpollFlags;
 
 use super::socket;
 
-/// The buffer that all sessions of a worker read into. ARCHITECTURE.md has the measurements: 64 KiB is the worst
-/// size for bulk, 256 KiB the best, and it costs small requests nothing.
-pub const SCRATCH: usize = 256 * 1024;
 /// The most unwritten rest of a direction.
 const HOLD: usize = 64 * 1024;
 /// The read size while all stalled sessions together hold as much as they may.
@@ -20,8 +17,10 @@ const FRUGAL: usize = 4 * 1024;
 pub const SLICE: usize = FRUGAL;
 /// After a longer read so many shorter ones come first: the rest of a message that was cut costs two calls more.
 pub const WIDE: u8 = 8;
-/// Reads of a direction before others get their turn.
-const BUDGET: usize = 2;
+/// Reads of a direction before others get their turn,
+const READS: usize = 2;
+/// or bytes of it, so that where the buffer is large they do not wait longer.
+const TURN: usize = 512 * 1024;
 
 /// One socket of a session, and what epoll last said of it.
 #[derive(Debug)]
@@ -170,7 +169,8 @@ impl Flow {
         scratch: &mut [u8],
         memory: &Memory,
     ) -> Result<Step, SourceLost> {
-        for _ in 0..BUDGET {
+        let mut moved = 0;
+        for _ in 0..READS {
             if self.closed {
                 return Ok(Step::Done);
             }
@@ -195,8 +195,12 @@ impl Flow {
                 Ok(n) => {
                     self.bytes += n as u64;
                     self.write(sink, &scratch[..n], memory);
+                    moved += n;
                 }
                 Err(e) => return Err(SourceLost(e)),
+            }
+            if moved >= TURN {
+                break;
             }
         }
         Ok(Step::Yield)

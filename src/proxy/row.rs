@@ -8,15 +8,15 @@ use std::mem;
 
 use tracing::warn;
 
-use super::relay::{End, Flow, SCRATCH, SLICE, WIDE};
+use super::relay::{End, Flow, SLICE, WIDE};
 use super::ring::{Call, Ring};
 use super::session::{Next, Session, State};
-use super::socket;
 use super::worker::{Worker, count_bytes};
+use super::{scratch, socket};
 use crate::words::{Cause, Phase};
 
-/// The most messages of a row: as many as the buffer has room for.
-pub(super) const ROW: usize = SCRATCH / SLICE;
+/// The most messages of a row: as many as the smallest buffer has room for.
+pub(super) const ROW: usize = *scratch::SIZES.start() / SLICE;
 /// From so many messages on a ring is cheaper than a call each.
 pub(super) const WORTH_A_RING: usize = 4;
 

@@ -275,7 +275,7 @@ pub fn micros(duration: std::time::Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::relay::SCRATCH;
+    use super::super::scratch::Scratch;
     use super::super::testing::{Ears, Got, Over, break_off, get, pair, put, snapshot};
     use super::*;
     use socket2::Socket;
@@ -299,7 +299,7 @@ removed_timeout: 5s
 
     /// Gives it turns, as a worker would, until it waits or is over.
     fn turns(session: &mut Session, ears: &Ears, memory: &Memory) -> Next {
-        let mut scratch = vec![0; SCRATCH];
+        let mut scratch = Scratch::new();
         for _ in 0..1000 {
             let Session { client, server, .. } = session;
             ears.hear([client, server.as_mut().unwrap()], 1);

@@ -1,7 +1,8 @@
 //! A header's way through a flow and a session, on real sockets: cut anywhere, with the bytes behind it, and anew
 //! for the next backend.
 
-use super::super::relay::{End, SCRATCH, Step};
+use super::super::relay::{End, Step};
+use super::super::scratch::Scratch;
 use super::super::session::Next;
 use super::super::testing::{Ears, Got, Over, break_off, get, pair, put, snapshot};
 use super::*;
@@ -22,14 +23,14 @@ struct Way {
     called: socket2::Socket,
     ears: Ears,
     memory: Memory,
-    scratch: Vec<u8>,
+    scratch: Scratch,
 }
 
 impl Way {
     fn new() -> Self {
         let ((client, caller), (server, called)) = (pair(Over::Tcp), pair(Over::Tcp));
         let ears = Ears::on([&client, &server]);
-        let (memory, scratch) = (Memory::new(1 << 20), vec![0; SCRATCH]);
+        let (memory, scratch) = (Memory::new(1 << 20), Scratch::new());
         Self { flow: Flow::default(), client, caller, server, called, ears, memory, scratch }
     }
 

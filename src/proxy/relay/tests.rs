@@ -6,8 +6,9 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 use socket2::{SockRef, Socket};
 
+use super::super::scratch::Scratch;
 use super::super::testing::{Ears, Got, Over, break_off, get, pair, put};
-use super::{End, FRUGAL, Flow, HOLD, Memory, SCRATCH, SourceLost, Step};
+use super::{End, FRUGAL, Flow, HOLD, Memory, SourceLost, Step};
 
 /// A direction from a writer to a reader.
 struct Way {
@@ -17,14 +18,14 @@ struct Way {
     sink: End,
     reader: Socket,
     ears: Ears,
-    scratch: Box<[u8]>,
+    scratch: Scratch,
     memory: Memory,
 }
 
 impl Way {
     fn over(over: Over) -> Self {
         let ((source, writer), (sink, reader)) = (pair(over), pair(over));
-        let (scratch, memory) = (vec![0; SCRATCH].into(), Memory::new(1 << 20));
+        let (scratch, memory) = (Scratch::new(), Memory::new(1 << 20));
         Self { ears: Ears::on([&source, &sink]), writer, source, flow: Flow::default(), sink, reader, scratch, memory }
     }
 

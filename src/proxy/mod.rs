@@ -10,6 +10,16 @@ mod inbox;
 mod limits;
 mod preface;
 mod relay;
+#[cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64",
+        target_arch = "powerpc64"
+    )),
+    path = "no_ring.rs"
+)]
 mod ring;
 mod row;
 mod scratch;

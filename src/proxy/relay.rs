@@ -17,9 +17,9 @@ const FRUGAL: usize = 4 * 1024;
 pub const SLICE: usize = FRUGAL;
 /// After a longer read so many shorter ones come first: the rest of a message that was cut costs two calls more.
 pub const WIDE: u8 = 8;
-/// Reads of a direction before others get their turn,
+/// Reads of a direction before others get their turn.
 const READS: usize = 2;
-/// or bytes of it, so that where the buffer is large they do not wait longer.
+/// Bytes of a direction before they do, less than [`HOLD`] more at most.
 const TURN: usize = 512 * 1024;
 
 /// One socket of a session, and what epoll last said of it.
@@ -190,17 +190,12 @@ impl Flow {
             if !source.readable || !sink.writable {
                 return Ok(Step::Wait); // never read what cannot be written
             }
-            match self.fill(source, sink, scratch, memory) {
-                Ok(0) => {}
-                Ok(n) => {
-                    self.bytes += n as u64;
-                    self.write(sink, &scratch[..n], memory);
-                    moved += n;
-                }
-                Err(e) => return Err(SourceLost(e)),
-            }
-            if moved >= TURN {
-                break;
+            let Some(most) = left_of_turn(moved, scratch.len()) else { break };
+            let n = self.fill(source, sink, &mut scratch[..most], memory).map_err(SourceLost)?;
+            if n > 0 {
+                self.bytes += n as u64;
+                self.write(sink, &scratch[..n], memory);
+                moved += n;
             }
         }
         Ok(Step::Yield)
@@ -407,6 +402,12 @@ impl Flow {
             memory.release(rest.bytes.len());
         }
     }
+}
+
+/// How much a direction that has moved so much may read at once, of a buffer that holds at least [`HOLD`].
+fn left_of_turn(moved: usize, buffer: usize) -> Option<usize> {
+    let left = TURN.checked_sub(moved).filter(|left| *left > 0)?;
+    Some(left.max(HOLD).min(buffer))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Many reads, or many writes, in one system call: io_uring, where the kernel lets us have it. It only stands in for the
-//! calls of `socket.rs`: all that [`Ring::calls`] asks for is done when it returns, so that nothing is ever under way
-//! between two of them and no socket is held, and whoever has no ring makes the calls one by one. One of the five files with `unsafe`.
+//! calls of `socket.rs`: all that [`Ring::make`] asks for is done when it returns, so that nothing is ever under way
+//! between two of them and no socket is held, and whoever has no ring makes the calls one by one. One of the five files with `unsafe`;
+//! `no_ring.rs` has its place where there is no such crate.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,6 +18,9 @@ pub enum Call<'a> {
     Read(&'a OwnedFd, &'a mut [u8]),
     Write(&'a OwnedFd, &'a [u8]),
 }
+
+/// What says nothing of the socket: the call was broken off, or the kernel had no memory to begin it.
+const NOT_MADE: [Errno; 3] = [Errno::EINTR, Errno::ECANCELED, Errno::ENOMEM];
 
 /// What a thread asks the kernel by. It is for the thread that has made it, and for nobody after an exec.
 pub struct Ring {
@@ -54,7 +58,7 @@ impl Ring {
 
     /// Makes calls, in their order; what came of each says [`Ring::result`]. More than there is room for are not made, nor
     /// is any once the ring has failed.
-    pub fn calls<'a>(&mut self, calls: impl Iterator<Item = Option<Call<'a>>>) {
+    pub fn make<'a>(&mut self, calls: impl Iterator<Item = Option<Call<'a>>>) {
         self.results.clear();
         if self.failed.is_some() {
             return;
@@ -89,25 +93,26 @@ impl Ring {
         self.results.get(place).copied().flatten()
     }
 
-    /// Why it serves no more: the kernel has no memory for what it is asked.
-    pub fn failure(&mut self) -> Option<io::Error> {
-        self.failed.take()
+    /// Why it serves no more: the kernel has had no memory for what it was asked, or another thread has asked.
+    pub fn failure(&self) -> Option<&io::Error> {
+        self.failed.as_ref()
     }
 
     /// Has the kernel do what it was asked for, and returns when none of it is under way.
     fn finish(&mut self, count: usize) -> io::Result<()> {
-        let (mut begun, mut done, mut wait) = (0, 0, 0);
+        let (mut begun, mut done) = (0usize, 0);
         while done < count {
-            // None of them may wait, so each is done by the time the kernel has begun the last; else it is waited for.
-            let asked = self.uring.submit_and_wait(wait);
+            // None may wait (MSG_DONTWAIT), so each is done when the kernel has begun the last. Were one not, there would be
+            // nothing for it but to wait, however long: the kernel would still write to the caller's memory.
+            let asked = self.uring.submit_and_wait(begun.saturating_sub(done));
             done += self.collect();
             match asked {
+                Ok(0) if begun <= done => return Err(io::Error::other("the kernel takes nothing")),
                 Ok(more) => begun += more,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if begun == done => return Err(e),
+                Err(e) if begun <= done => return Err(e),
                 Err(_) => {}
             }
-            wait = begun.saturating_sub(done);
         }
         Ok(())
     }
@@ -119,7 +124,7 @@ impl Ring {
             count += 1;
             let result = match done.result() {
                 code if code >= 0 => Some(Ok(code as usize)),
-                code => Some(Err(Errno::from_raw(-code))).filter(|failed| *failed != Err(Errno::EINTR)),
+                code => Some(Err(Errno::from_raw(-code))).filter(|failed| !NOT_MADE.map(Err).contains(failed)),
             };
             if let Some(place) = self.results.get_mut(done.user_data() as usize) {
                 *place = result;
@@ -137,7 +142,7 @@ fn length(bytes: &[u8]) -> u32 {
 mod tests {
     use std::{iter, thread};
 
-    use super::super::testing::{Got, Over, get, pair, put};
+    use super::super::testing::{Got, Over, get, pair, put, ring};
     use super::*;
 
     #[test]
@@ -150,17 +155,17 @@ mod tests {
             let mut rooms = [[0; 8]; 3];
             let fds = [&one.fd, &two.fd, &three.fd];
             let reads = fds.iter().zip(&mut rooms).map(|(fd, room)| Some(Call::Read(fd, room)));
-            ring.calls(reads);
+            ring.make(reads);
             let results = [ring.result(0), ring.result(1), ring.result(2), ring.result(3)];
             assert_eq!(results, [Some(Ok(8)), Some(Err(Errno::EAGAIN)), Some(Ok(0)), None], "{over:?}");
             assert_eq!(&rooms[0], b"some wor");
-            let both = [Some(Call::Read(&one.fd, &mut rooms[0])), None, Some(Call::Write(&one.fd, b"an answer"))];
-            ring.calls(both.into_iter());
+            let three = [Some(Call::Read(&one.fd, &mut rooms[0])), None, Some(Call::Write(&one.fd, b"an answer"))];
+            ring.make(three.into_iter());
             assert_eq!([0, 1, 2].map(|n| ring.result(n)), [Some(Ok(2)), None, Some(Ok(9))], "{over:?}");
             assert_eq!((&rooms[0][..2], get(&first, 99)), (&b"ds"[..], Got::Bytes(b"an answer".into())), "{over:?}");
             drop(first);
             let write = || Some(Call::Write(&one.fd, b"to nobody"));
-            ring.calls([write(), write()].into_iter()); // TCP tells by the second at the latest
+            ring.make([write(), write()].into_iter()); // TCP tells by the second at the latest
             let broken = [Errno::EPIPE, Errno::ECONNRESET].map(|e| Some(Err(e)));
             assert!(broken.contains(&ring.result(1)), "{over:?}: {:?}", ring.result(1));
         }
@@ -172,7 +177,7 @@ mod tests {
         let (end, _peer) = pair(Over::Tcp);
         let (much, mut written) = (vec![7; 64 << 20], 0);
         loop {
-            ring.calls(iter::once(Some(Call::Write(&end.fd, &much))));
+            ring.make(iter::once(Some(Call::Write(&end.fd, &much))));
             match ring.result(0) {
                 Some(Ok(some)) => written += some,
                 none => break assert_eq!(none, Some(Err(Errno::EAGAIN))),
@@ -186,10 +191,10 @@ mod tests {
         let Some(mut ring) = ring(2) else { return };
         let (end, peer) = pair(Over::Tcp);
         for _ in 0..3 {
-            ring.calls([b"1", b"2", b"3"].into_iter().map(|bytes| Some(Call::Write(&end.fd, bytes))));
+            ring.make([b"1", b"2", b"3"].into_iter().map(|bytes| Some(Call::Write(&end.fd, bytes))));
             assert_eq!([0, 1, 2].map(|n| ring.result(n)), [Some(Ok(1)), Some(Ok(1)), None]);
             assert_eq!(get(&peer, 9), Got::Bytes(b"12".into()));
-            ring.calls(iter::empty());
+            ring.make(iter::empty());
             assert_eq!(ring.result(0), None);
         }
     }
@@ -200,14 +205,9 @@ mod tests {
         let Some(mut ring) = made else { return };
         let (end, peer) = pair(Over::Tcp);
         for _ in 0..2 {
-            ring.calls([Some(Call::Write(&end.fd, b"words"))].into_iter());
+            ring.make([Some(Call::Write(&end.fd, b"words"))].into_iter());
             assert_eq!((ring.result(0), get(&peer, 9)), (None, Got::Nothing));
+            assert!(ring.failure().is_some());
         }
-        assert!(ring.failure().is_some());
-    }
-
-    /// A ring, where this kernel has one for us.
-    fn ring(calls: usize) -> Option<Ring> {
-        Ring::new(calls, 1).map_err(|e| println!("skipped: there is no io_uring here: {e}")).ok()
     }
 }

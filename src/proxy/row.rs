@@ -33,10 +33,8 @@ struct Message {
     key: usize,
     from: Side,
     length: usize,
-    /// Its session is to have a turn.
-    again: bool,
-    /// It could not be read: its source broke.
-    lost: bool,
+    /// What is to be done with its session when all are written.
+    next: Next,
 }
 
 /// Messages, in the order they came: of each direction at most one, and only while neither direction of its session holds
@@ -90,7 +88,7 @@ impl Worker {
             return false;
         }
         source.readable = false;
-        self.row.messages.push(Message { key, from, length: 0, again: false, lost: false });
+        self.row.messages.push(Message { key, from, length: 0, next: Next::Wait });
         true
     }
 
@@ -106,17 +104,15 @@ impl Worker {
         let mut messages = mem::take(&mut self.row.messages);
         self.read_all(&mut messages);
         self.write_all(&mut messages);
-        if let Some(why) = self.ring.as_mut().and_then(Ring::failure) {
+        if let Some(why) = self.ring.as_ref().and_then(Ring::failure) {
             warn!(worker = self.index, "io_uring: {why}; small messages are moved by a call each from now on");
             self.ring = None;
         }
         // Not before all are written: a turn reads into the same buffer, and may end its session.
-        for message in messages.drain(..) {
-            if message.lost {
-                let cause = if message.from == Side::Client { Cause::Client } else { Cause::Server };
-                self.follow(message.key, Next::End(cause, Phase::Data));
-            } else if message.again {
-                self.turn(message.key);
+        for Message { key, next, .. } in messages.drain(..) {
+            // The other direction's message may have got it a turn, and another to come.
+            if next != Next::Again || !self.sessions[key].again {
+                self.follow(key, next);
             }
         }
         self.row.messages = messages; // its memory serves the next
@@ -126,7 +122,7 @@ impl Worker {
         let mut ring = self.ring.as_mut().filter(|ring| ring.is_worth(messages.len()));
         if let Some(ring) = &mut ring {
             let slices = self.scratch.chunks_exact_mut(SLICE);
-            ring.calls(messages.iter().zip(slices).map(|(message, slice)| {
+            ring.make(messages.iter().zip(slices).map(|(message, slice)| {
                 let (source, _) = self.sessions[message.key].ends(message.from)?;
                 Some(Call::Read(&source.fd, slice))
             }));
@@ -138,9 +134,14 @@ impl Worker {
             match flow.has_read(source, got, SLICE) {
                 Ok(length) => {
                     message.length = length;
-                    message.again = source.readable || flow.ended;
+                    if source.readable || flow.ended {
+                        message.next = Next::Again;
+                    }
                 }
-                Err(_) => message.lost = true,
+                Err(_) => {
+                    let cause = if message.from == Side::Client { Cause::Client } else { Cause::Server };
+                    message.next = Next::End(cause, Phase::Data);
+                }
             }
         }
     }
@@ -149,7 +150,7 @@ impl Worker {
         let mut ring = self.ring.as_mut().filter(|ring| ring.is_worth(messages.len()));
         if let Some(ring) = &mut ring {
             let slices = self.scratch.chunks_exact(SLICE);
-            ring.calls(messages.iter().zip(slices).map(|(message, slice)| {
+            ring.make(messages.iter().zip(slices).map(|(message, slice)| {
                 let (_, sink) = self.sessions[message.key].ends(message.from)?;
                 Some(Call::Write(&sink.fd, message.of(slice)?))
             }));
@@ -167,7 +168,9 @@ impl Worker {
             let by_ring = ring.as_ref().and_then(|ring| ring.result(n));
             let done = by_ring.unwrap_or_else(|| socket::write(&sink.fd, bytes));
             flow.has_written(sink, done, bytes, &self.limits.memory);
-            message.again |= flow.closed || flow.is_holding();
+            if flow.closed || flow.is_holding() {
+                message.next = Next::Again;
+            }
             match message.from {
                 Side::Client => count_bytes(session, self.index, moved, 0),
                 Side::Server => count_bytes(session, self.index, 0, moved),

@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
 use super::relay::End;
+use super::ring::Ring;
 use crate::config::Config;
 use crate::snapshot::{BackendFacts, Cells, Revision, Snapshot, build};
 use crate::words::{Address, AdminState, Generation, Health};
@@ -118,4 +120,20 @@ pub fn snapshot_of(text: &str, revision: u64, health: Health) -> (Arc<Snapshot>,
 /// An address as the file has it.
 pub fn address(text: &str) -> Address {
     text.parse().unwrap()
+}
+
+/// A ring for whatever is to be done; none, and a word of it, only where this machine is known to keep io_uring from us.
+pub fn ring(calls: usize) -> Option<Ring> {
+    let why = match Ring::new(calls, 1) {
+        Ok(ring) => return Some(ring),
+        Err(why) => why,
+    };
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let old = (numbers.next(), numbers.next()) < (Some(6), Some(1));
+    let forbidden =
+        matches!(why.raw_os_error().map(Errno::from_raw), Some(Errno::EPERM | Errno::EACCES | Errno::ENOSYS));
+    assert!(old || forbidden || why.kind() == ErrorKind::Unsupported, "Linux {release}: {why}");
+    println!("skipped: there is no io_uring here: {why}");
+    None
 }

@@ -12,7 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::EventFd;
 use slab::Slab;
 use tokio::sync::{Notify, mpsc};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::carry::Marking;
 use super::door::{Door, Hold};
@@ -176,8 +176,18 @@ impl Worker {
     }
 
     fn tell_of_no_ring(&self, why: &io::Error) {
-        if self.index == 0 {
-            info!("io_uring is not to be had ({why}): small messages cost some percent more, nothing else changes");
+        let worker = self.index;
+        match why.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
+                warn!(
+                    worker,
+                    "io_uring: {why}; small messages are moved by a call each until the next restart or upgrade"
+                );
+            }
+            _ if worker == 0 => {
+                info!("io_uring is not to be had ({why}): small messages cost some percent more, nothing else changes");
+            }
+            _ => {} // they are all kept from it
         }
     }
 

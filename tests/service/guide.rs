@@ -49,7 +49,7 @@ fn drop_ins_do_what_they_are_for() {
     machine.drop_in("lbd.service", &format!("[Service]\n{}\n", settings.join("\n")));
     machine.done(&["systemctl", "restart", "lbd"]);
     let mut awaited = vec!["descriptors=256", "raise FileDescriptorStoreMax= of the unit", "io_uring is not to be had"];
-    until("both are told", || {
+    until("each is told", || {
         let journal = machine.journal();
         awaited.retain(|warning| !journal.contains(warning));
         awaited.is_empty().then_some(())

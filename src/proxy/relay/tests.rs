@@ -8,7 +8,7 @@ use socket2::{SockRef, Socket};
 
 use super::super::scratch::Scratch;
 use super::super::testing::{Ears, Got, Over, break_off, get, pair, put};
-use super::{End, FRUGAL, Flow, HOLD, Memory, SourceLost, Step};
+use super::{End, FRUGAL, Flow, HOLD, Memory, READS, SourceLost, Step, TURN, left_of_turn};
 
 /// A direction from a writer to a reader.
 struct Way {
@@ -251,4 +251,18 @@ fn what_was_freed_is_worth_giving_back_once_and_only_where_it_is_much() {
         memory.release(release);
         assert_eq!((memory.has_slack(), memory.has_slack()), (slack, false), "{hold} {release}");
     }
+}
+
+#[test]
+fn a_turn_is_bounded_in_bytes_whatever_the_size_of_the_buffer() {
+    for buffer in [4 * HOLD, 5 * HOLD, 8 * HOLD, 64 * HOLD] {
+        for first in [1, HOLD, 2 * HOLD + 1, 4 * HOLD, TURN - 1, TURN] {
+            let mut moved = first.min(buffer);
+            for _ in 1..READS {
+                moved += left_of_turn(moved, buffer).unwrap_or(0);
+            }
+            assert!(moved < TURN + HOLD, "{moved} by a buffer of {buffer} after {first}");
+        }
+    }
+    assert_eq!((left_of_turn(4 * HOLD, 4 * HOLD), left_of_turn(TURN, TURN)), (Some(4 * HOLD), None));
 }

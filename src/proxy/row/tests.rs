@@ -10,7 +10,7 @@ use std::thread;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
-use super::super::testing::{Got, break_off, get, put};
+use super::super::testing::{Got, break_off, get, put, ring};
 use super::super::tests::{PATIENCE, Rig, echo_server, say, say_goodbye};
 use super::super::token::Token;
 use super::super::worker::EVENTS;
@@ -26,8 +26,7 @@ struct Scene {
 impl Scene {
     /// One whose rows are calls alone, and where the kernel lets us, one in which each is made by a ring.
     fn each(sessions: usize) -> impl Iterator<Item = Self> {
-        let ring = Ring::new(ROW, 1).map_err(|e| println!("skipped in part: there is no io_uring here: {e}")).ok();
-        let by_ring = ring.map(|ring| {
+        let by_ring = ring(ROW).map(|ring| {
             let mut scene = Self::of(sessions);
             scene.worker.ring = Some(ring);
             scene
@@ -331,21 +330,68 @@ fn an_end_is_passed_on_behind_what_was_read_before() {
     }
 }
 
+/// A ring that fails: the kernel serves one thread by it, and that is another.
+fn broken_ring() -> Option<Ring> {
+    thread::spawn(|| ring(ROW)).join().unwrap()
+}
+
 #[test]
 fn a_ring_that_fails_loses_nothing_and_goes() {
-    // The kernel serves one thread by it, and this is another.
-    let Ok(ring) = thread::spawn(|| Ring::new(ROW, 1)).join().unwrap() else { return };
+    let (Some(broken), Some(whole)) = (broken_ring(), ring(ROW)) else { return };
     let mut scene = Scene::of(3);
-    scene.worker.ring = Some(ring);
+    scene.worker.ring = Some(broken);
     for (client, _) in &scene.peers {
         put(client, b"words");
     }
     scene.hear(3);
     scene.worker.pass_row_on();
-    for (_, server) in &scene.peers {
-        assert_eq!(found(server, 9), Got::Bytes(b"words".into()));
-    }
     assert!(scene.worker.ring.is_none());
+    // Between the reads and the writes.
+    scene.worker.ring = Some(whole);
+    for (client, _) in &scene.peers {
+        put(client, b" more");
+    }
+    scene.hear(3);
+    let mut messages = mem::take(&mut scene.worker.row.messages);
+    scene.worker.read_all(&mut messages);
+    scene.worker.ring = broken_ring();
+    scene.worker.write_all(&mut messages);
+    for (_, server) in &scene.peers {
+        assert_eq!(found_whole(server, 10), b"words more");
+    }
+}
+
+#[test]
+fn an_end_that_is_told_beside_a_message_of_the_other_side_is_passed_on_with_it() {
+    for breaks in [Side::Client, Side::Server] {
+        for mut scene in Scene::each(2) {
+            put(&scene.peers[1].0, b"words");
+            let other = if breaks == Side::Client { Side::Server } else { Side::Client };
+            put(scene.peer(other), b"answer");
+            scene.hear(2);
+            scene.peer(breaks).shutdown(Shutdown::Write).unwrap();
+            scene.hear(1); // before the row is passed on
+            assert_eq!(scene.row(), 0);
+            assert_eq!(found(scene.peer(breaks), 9), Got::Bytes(b"answer".into()), "{breaks:?}");
+            assert_eq!(found(scene.peer(other), 9), Got::End, "{breaks:?}");
+            assert_eq!(found(&scene.peers[1].1, 9), Got::Bytes(b"words".into()), "{breaks:?}");
+        }
+    }
+}
+
+#[test]
+fn both_sides_of_a_session_may_say_much_at_once() {
+    for mut scene in Scene::each(1) {
+        let much = [7; 3 * SLICE];
+        put(&scene.peers[0].0, &much);
+        put(&scene.peers[0].1, &much);
+        scene.hear(2);
+        assert_eq!(scene.row(), 2);
+        scene.worker.pass_row_on();
+        for peer in [&scene.peers[0].0, &scene.peers[0].1] {
+            assert!(found_whole(peer, much.len()) == much);
+        }
+    }
 }
 
 #[test]

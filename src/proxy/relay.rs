@@ -222,7 +222,7 @@ impl Flow {
                 Err(_) => source.broken = true,
             }
         }
-        self.bulk = n > HOLD;
+        self.bulk = n > HOLD || n == scratch.len(); // the rest of a turn may be no more than that
         self.wide = if n >= SLICE { WIDE } else { self.wide.saturating_sub(u8::from(n > 0)) };
         Ok(n)
     }

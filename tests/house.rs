@@ -51,10 +51,13 @@ const TIMELESS: &[&str] = &[
     "proxy/dial.rs",
     "proxy/inbox.rs",
     "proxy/limits.rs",
+    "proxy/memory.rs",
     "proxy/preface/",
     "proxy/relay.rs",
+    "proxy/row.rs",
     "proxy/serve.rs",
     "proxy/session.rs",
+    "proxy/turn.rs",
 ];
 
 /// What reads the clock, the environment or a file.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::relay::Memory;
+use super::memory::Memory;
 use crate::snapshot::Live;
 
 /// How long nothing must run out before the shortage counts as over, in microseconds.

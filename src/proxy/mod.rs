@@ -8,6 +8,7 @@ mod dial;
 mod door;
 mod inbox;
 mod limits;
+mod memory;
 mod preface;
 mod relay;
 #[cfg_attr(
@@ -34,6 +35,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod token;
+mod turn;
 mod worker;
 
 pub use adopt::{Inherited, adopt};
@@ -41,6 +43,6 @@ pub use carry::CarriedWorker;
 pub use door::{Bound, bind};
 pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unaccepted, Unanswered, line};
 pub use limits::Limits;
-pub use relay::Memory;
+pub use memory::Memory;
 pub use socket::{monotonic_micros, raise_descriptor_limit};
 pub use worker::{Setup, Worker};

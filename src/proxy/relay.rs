@@ -2,11 +2,11 @@
 //! [`Flow`] is one direction. It owns memory only while the reader is slower than the writer.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 
+use super::memory::Memory;
 use super::socket;
 
 /// The most unwritten rest of a direction.
@@ -50,46 +50,6 @@ impl End {
         self.broken |= events.contains(EpollFlags::EPOLLERR); // once a side has ended, no read would tell
         self.readable |= events.intersects(EpollFlags::EPOLLIN | over);
         self.writable |= events.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
-    }
-}
-
-/// How much all stalled sessions hold, and may hold, together.
-#[derive(Debug)]
-pub struct Memory {
-    held: AtomicU64,
-    /// The most that was held since freed memory was last given back.
-    peak: AtomicU64,
-    limit: u64,
-}
-
-/// Less than this is not worth the walk through the heap that gives it back.
-const SLACK: u64 = 4 << 20;
-
-impl Memory {
-    /// Nothing held, of so many bytes.
-    pub fn new(limit: u64) -> Self {
-        Self { held: AtomicU64::new(0), peak: AtomicU64::new(0), limit }
-    }
-
-    /// Bytes held now.
-    pub fn held(&self) -> u64 {
-        self.held.load(Relaxed)
-    }
-
-    fn hold(&self, bytes: usize) {
-        let held = self.held.fetch_add(bytes as u64, Relaxed) + bytes as u64;
-        self.peak.fetch_max(held, Relaxed);
-    }
-
-    fn release(&self, bytes: usize) {
-        self.held.fetch_sub(bytes as u64, Relaxed);
-    }
-
-    /// True, once, when so much has been freed that the heap should give it back to the kernel: by itself it does not, where
-    /// something that lives lies behind it.
-    pub fn has_slack(&self) -> bool {
-        let (held, peak) = (self.held(), self.peak.load(Relaxed));
-        peak.saturating_sub(held) > SLACK.max(held) && self.peak.compare_exchange(peak, held, Relaxed, Relaxed).is_ok()
     }
 }
 
@@ -204,7 +164,7 @@ impl Flow {
     /// Reads as much as can be held or surely be written. More than may be held is read only into a sink that
     /// has the room: asking it is a call more, made for bulk alone.
     fn fill(&mut self, source: &mut End, sink: &End, scratch: &mut [u8], memory: &Memory) -> Result<usize, Errno> {
-        if memory.held() >= memory.limit {
+        if memory.is_used_up() {
             self.bulk = false;
             return self.read(source, &mut scratch[..FRUGAL]);
         }

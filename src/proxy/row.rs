@@ -11,7 +11,8 @@ use tracing::warn;
 use super::relay::{End, Flow, SLICE, WIDE};
 use super::ring::{Call, Ring};
 use super::session::{Next, Session, State};
-use super::worker::{Worker, count_bytes};
+use super::turn::count_bytes;
+use super::worker::Worker;
 use super::{scratch, socket};
 use crate::words::{Cause, Phase};
 

@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use serde::{Deserialize, Serialize};
 
-use super::relay::{End, Flow, Memory, SourceLost, Step};
+use super::memory::Memory;
+use super::relay::{End, Flow, SourceLost, Step};
 use crate::snapshot::{BackendCell, Listener, ListenerCell, PoolCell, Snapshot};
 use crate::words::{Cause, Phase, ProxyVersion, Refusal};
 

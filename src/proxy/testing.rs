@@ -124,7 +124,12 @@ pub fn address(text: &str) -> Address {
 
 /// A ring for whatever is to be done; none, and a word of it, only where this machine is known to keep io_uring from us.
 pub fn ring(calls: usize) -> Option<Ring> {
-    let why = match Ring::new(calls, 1) {
+    ring_for(calls, 1)
+}
+
+/// One for so many calls and no fewer.
+pub fn ring_for(calls: usize, fewest: usize) -> Option<Ring> {
+    let why = match Ring::new(calls, fewest) {
         Ok(ring) => return Some(ring),
         Err(why) => why,
     };

@@ -19,7 +19,8 @@ use crate::proxy::session::{Next, Session, State};
 use crate::proxy::socket;
 use crate::proxy::sweep::bear_with;
 use crate::proxy::token::Token;
-use crate::proxy::worker::{EVENTS, REFRESH, Worker, count_bytes};
+use crate::proxy::turn::count_bytes;
+use crate::proxy::worker::{EVENTS, REFRESH, Worker};
 use crate::words::{Cause, Phase};
 
 /// What became of a worker's sessions while another process moved their bytes.

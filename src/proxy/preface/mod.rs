@@ -6,7 +6,8 @@ mod header;
 
 use std::net::SocketAddr;
 
-use super::relay::{Flow, Memory, SourceLost};
+use super::memory::Memory;
+use super::relay::{Flow, SourceLost};
 use super::session::{Session, State};
 use super::socket;
 use super::worker::Worker;

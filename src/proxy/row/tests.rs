@@ -10,7 +10,7 @@ use std::thread;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
-use super::super::testing::{Got, break_off, get, put, ring};
+use super::super::testing::{Got, break_off, get, put, ring, ring_for};
 use super::super::tests::{PATIENCE, Rig, echo_server, say, say_goodbye};
 use super::super::token::Token;
 use super::super::worker::EVENTS;
@@ -327,6 +327,23 @@ fn an_end_is_passed_on_behind_what_was_read_before() {
         assert_eq!(found(&scene.peers[1].1, 9), Got::Bytes(b"words".into()));
         assert_eq!(found(&scene.peers[0].1, 9), Got::End);
         assert_eq!(scene.rig.live(), (2, 2, 2));
+    }
+}
+
+#[test]
+fn few_messages_are_a_call_each() {
+    for (said, by_ring) in [(WORTH_A_RING - 1, false), (WORTH_A_RING, true)] {
+        let Some(ring) = ring_for(ROW, WORTH_A_RING) else { return };
+        let mut scene = Scene::of(said);
+        scene.worker.ring = Some(ring);
+        for (client, _) in &scene.peers {
+            put(client, b"words");
+        }
+        scene.hear(said);
+        scene.worker.pass_row_on();
+        assert!(scene.peers.iter().all(|(_, server)| found(server, 9) == Got::Bytes(b"words".into())));
+        let result = scene.worker.ring.as_ref().unwrap().result(0);
+        assert_eq!(result, by_ring.then_some(Ok(5)), "{said}");
     }
 }
 

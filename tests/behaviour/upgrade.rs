@@ -418,6 +418,10 @@ pub fn children(lbd: &Lbd) -> String {
 
 #[test]
 fn an_older_program_is_refused() {
+    if !cfg!(debug_assertions) {
+        eprintln!("skipped: what is built to be used says no other version than its own");
+        return;
+    }
     let a = Backend::start(echo);
     let dir = Arc::new(tempfile::tempdir().unwrap());
     fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();

@@ -107,6 +107,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
         "nix",
         &[
             "proxy/",
+            "control/node.rs",
             "control/server.rs",
             "control/socket.rs",
             "daemon/beginning.rs",

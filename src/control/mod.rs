@@ -2,6 +2,7 @@
 //! (`request`, `target`, `route`, `reply`, `place`); `socket`, `server` and `client` carry it. Deciding is the supervisor's.
 
 pub mod client;
+mod node;
 mod noted;
 mod place;
 mod reply;

@@ -2,20 +2,21 @@
 //! socket is replaced, a living one never. Nobody can connect before mode and group are set.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{
-    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown as change_owner,
-};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Group, geteuid};
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Group, getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::node::{self, Node};
 use super::place::{Folder, Place};
 
 /// Connections that may wait while all places of the server are taken.
@@ -26,8 +27,8 @@ const BACKLOG: i32 = 128;
 pub struct ControlSocket {
     path: PathBuf,
     lock_path: PathBuf,
-    /// Device and inode: what another daemon put in our place is not ours to remove.
-    id: (u64, u64),
+    /// What another daemon, or another user, put in our place is not ours to remove or to change.
+    id: node::Id,
     /// Held for life; the kernel gives it back when the process ends, however it ends.
     _lock: Flock<File>,
 }
@@ -41,6 +42,10 @@ pub enum SocketError {
     Taken(PathBuf),
     /// What is at the path is no socket.
     NotASocket(PathBuf),
+    /// What is at the path is not what lbd made there.
+    Replaced(PathBuf),
+    /// The lock is no plain file, or has another name.
+    NotALock(PathBuf),
     /// The folder is another user's, or others may write into it.
     Untrusted(PathBuf),
     /// No group has this name.
@@ -71,6 +76,18 @@ impl fmt::Display for SocketError {
             Self::NotASocket(path) => write!(
                 f,
                 "control socket {}: there is something that is no socket; move it away or choose another path with --control",
+                path.display()
+            ),
+            Self::Replaced(path) => write!(
+                f,
+                "control socket {}: something else is at its path now, and is left as it is; restart lbd, and see who may write \
+                 into the folder",
+                path.display()
+            ),
+            Self::NotALock(path) => write!(
+                f,
+                "control socket: the lock {} is no plain file of one name, and is left as it is; move it away, and see who may \
+                 write into the folder",
                 path.display()
             ),
             Self::Untrusted(folder) => write!(
@@ -113,9 +130,8 @@ pub fn bind(place: &Place, mode: u32, group: Option<&str>) -> Result<(UnixListen
     let lock = take_lock(path, &lock_path)?;
 
     clear(path)?;
-    let listener = listen(path, mode, group.as_ref())?;
-    let made = fs::symlink_metadata(path).map_err(io_error("read", path))?;
-    Ok((listener, ControlSocket { path: path.clone(), lock_path, id: (made.dev(), made.ino()), _lock: lock }))
+    let (listener, id) = listen(path, mode, group.as_ref())?;
+    Ok((listener, ControlSocket { path: path.clone(), lock_path, id, _lock: lock }))
 }
 
 /// A control socket as another program in this very process takes it over. The socket itself is apart.
@@ -123,7 +139,7 @@ pub fn bind(place: &Place, mode: u32, group: Option<&str>) -> Result<(UnixListen
 pub struct CarriedSocket {
     path: PathBuf,
     lock_path: PathBuf,
-    id: (u64, u64),
+    id: node::Id,
     /// The open file that holds the lock.
     pub lock: RawFd,
 }
@@ -162,24 +178,27 @@ impl ControlSocket {
     /// Gives the socket other permission bits and another group (`None`: the daemon's own), while it is in use.
     ///
     /// # Errors
-    /// There is no such group, or the daemon may not give the socket to it; the socket stays as it was.
+    /// There is no such group, the daemon may not give the socket to it, or what is at the path is not the socket; the socket
+    /// stays as it was.
     pub fn permit(&self, mode: u32, group: Option<&str>) -> Result<(), SocketError> {
-        match group.map(find_group).transpose()? {
-            Some(group) => give(&self.path, &group)?,
-            None => change_owner(&self.path, None, Some(nix::unistd::getegid().as_raw()))
-                .map_err(io_error("set the group of", &self.path))?,
+        let group = group.map(find_group).transpose()?;
+        let node = Node::at(&self.path).ok().filter(|node| node.id() == self.id);
+        let node = node.ok_or_else(|| SocketError::Replaced(self.path.clone()))?;
+        match &group {
+            Some(group) => give(&node, group)?,
+            None => node.give(getegid()).map_err(io_error("set the group of", &self.path))?,
         }
-        set_mode(&self.path, mode)
+        node.set_mode(mode).map_err(io_error("set the mode of", &self.path))
     }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         // Both are best effort: what stays behind is found stale by the next daemon.
-        if fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.id) {
-            let _ = fs::remove_file(&self.path);
+        let _ = node::remove(&self.path, self.id);
+        if let Ok(lock) = self._lock.metadata() {
+            let _ = node::remove(&self.lock_path, node::id_of(&lock));
         }
-        let _ = fs::remove_file(&self.lock_path);
     }
 }
 
@@ -228,9 +247,13 @@ fn take_lock(socket: &Path, lock_path: &Path) -> Result<Flock<File>, SocketError
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(nix::libc::O_NOFOLLOW)
+            .custom_flags(O_NOFOLLOW | O_NONBLOCK) // a FIFO would keep us
             .open(lock_path)
             .map_err(io_error("open the lock", lock_path))?;
+        let found = file.metadata().map_err(io_error("read", lock_path))?;
+        if !found.is_file() || found.nlink() > 1 {
+            return Err(SocketError::NotALock(lock_path.to_owned())); // what is written there would be another file's, too
+        }
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((file, nix::Error::EWOULDBLOCK)) => {
@@ -239,8 +262,7 @@ fn take_lock(socket: &Path, lock_path: &Path) -> Result<Flock<File>, SocketError
             Err((_, error)) => return Err(io_error("lock", lock_path)(error.into())),
         };
         // Whoever held it may have removed the file between our open and our lock.
-        let held = lock.metadata().map_err(io_error("read", lock_path))?;
-        if !fs::symlink_metadata(lock_path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())) {
+        if !fs::symlink_metadata(lock_path).is_ok_and(|now| node::id_of(&now) == node::id_of(&found)) {
             continue;
         }
         let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())); // told, not relied on
@@ -256,17 +278,17 @@ fn read_pid(file: File) -> Option<u32> {
 
 /// Removes a socket at which nobody listens any more. We hold the lock: no other lbd is here.
 fn clear(path: &Path) -> Result<(), SocketError> {
-    match fs::symlink_metadata(path) {
+    let found = match Node::at(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error("read", path)(error)),
-        Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-        Ok(_) => {}
-    }
+        Ok(found) if !found.is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
+        Ok(found) => found,
+    };
     let address = SockAddr::unix(path).map_err(io_error("bind", path))?;
     let knock = stream_socket(path)?;
     match knock.connect(&address) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(io_error("remove the stale", path))
+            node::remove(path, found.id()).map_err(io_error("remove the stale", path))
         }
         // Also where its backlog is full, or where we may not connect: somebody's it is.
         _ => Err(SocketError::Taken(path.to_owned())),
@@ -280,151 +302,34 @@ fn stream_socket(path: &Path) -> Result<Socket, SocketError> {
     Ok(socket)
 }
 
-fn give(path: &Path, group: &Group) -> Result<(), SocketError> {
-    change_owner(path, None, Some(group.gid.as_raw())).map_err(|error| SocketError::Group(group.name.clone(), error))
-}
-
-fn set_mode(path: &Path, mode: u32) -> Result<(), SocketError> {
-    fs::set_permissions(path, Permissions::from_mode(mode & 0o777)).map_err(io_error("set the mode of", path))
+fn give(node: &Node, group: &Group) -> Result<(), SocketError> {
+    node.give(group.gid).map_err(|error| SocketError::Group(group.name.clone(), error))
 }
 
 /// Binds, sets group and mode, and only then listens: until then the kernel refuses every connect.
-fn listen(path: &Path, mode: u32, group: Option<&Group>) -> Result<UnixListener, SocketError> {
+fn listen(path: &Path, mode: u32, group: Option<&Group>) -> Result<(UnixListener, node::Id), SocketError> {
     let address = SockAddr::unix(path).map_err(io_error("bind", path))?;
     let socket = stream_socket(path)?;
+    // The kernel makes the file with the socket's own mode, less the umask: nobody finds it wider than it is to be.
+    fchmod(&socket, Mode::from_bits_truncate(mode & 0o777)).map_err(|e| io_error("set the mode of", path)(e.into()))?;
     socket.bind(&address).map_err(io_error("bind", path))?;
+    let node = Node::at(path).ok().filter(Node::is_own_socket);
+    let node = node.ok_or_else(|| SocketError::Replaced(path.to_owned()))?;
     let listening = (|| {
         if let Some(group) = group {
-            give(path, group)?;
+            give(&node, group)?;
         }
-        set_mode(path, mode)?;
+        node.set_mode(mode).map_err(io_error("set the mode of", path))?;
         socket.listen(BACKLOG).map_err(io_error("listen at", path))
     })();
     match listening {
-        Ok(()) => Ok(std::os::fd::OwnedFd::from(socket).into()),
+        Ok(()) => Ok((OwnedFd::from(socket).into(), node.id())),
         Err(error) => {
-            let _ = fs::remove_file(path);
+            let _ = node::remove(path, node.id());
             Err(error)
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    fn bound(path: &Path) -> Result<(UnixListener, ControlSocket), SocketError> {
-        bind(&Place::named(path), 0o660, None)
-    }
-
-    #[test]
-    fn mode_and_folder_are_made_as_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        for (mode, folder, folder_mode) in [(0o660, Folder::Shared, 0o755), (0o600, Folder::Private, 0o700)] {
-            let path = dir.path().join(format!("{mode:o}/control.sock"));
-            let (_listener, _socket) = bind(&Place { path: path.clone(), folder }, mode, None).unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode);
-            assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, folder_mode);
-        }
-    }
-
-    #[test]
-    fn mode_and_group_can_change_while_it_is_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let (_listener, socket) = bound(&path).unwrap();
-        socket.permit(0o600, None).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert!(matches!(socket.permit(0o666, Some("no-such-group-here")), Err(SocketError::NoGroup(_))));
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "a refusal changes nothing");
-    }
-
-    #[test]
-    fn nothing_is_left_behind_at_the_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let taken = bound(&path).unwrap();
-        assert!(UnixStream::connect(&path).is_ok());
-        drop(taken);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_second_daemon_is_refused_and_told_who_is_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let (_listener, _socket) = bound(&path).unwrap();
-        let error = bound(&path).unwrap_err();
-        assert!(matches!(&error, SocketError::Running(_, Some(pid)) if *pid == std::process::id()), "{error:?}");
-        assert!(error.to_string().contains("stop it or choose another with --control"), "{error}");
-        assert!(UnixStream::connect(&path).is_ok(), "the first one still listens");
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_also_where_its_lock_stayed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        drop(UnixListener::bind(&path).unwrap());
-        fs::write(dir.path().join("control.sock.lock"), "99999\n").unwrap();
-        let (_listener, _socket) = bound(&path).unwrap();
-        assert!(UnixStream::connect(&path).is_ok());
-    }
-
-    #[test]
-    fn what_is_not_ours_is_neither_stolen_nor_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        fs::write(&file, "precious").unwrap();
-        assert!(matches!(bound(&file), Err(SocketError::NotASocket(_))));
-        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
-
-        let living = dir.path().join("living");
-        let _other = UnixListener::bind(&living).unwrap();
-        assert!(matches!(bound(&living), Err(SocketError::Taken(_))));
-        assert!(UnixStream::connect(&living).is_ok());
-    }
-
-    #[test]
-    fn a_socket_put_in_our_place_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let taken = bound(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let _other = UnixListener::bind(&path).unwrap();
-        drop(taken);
-        assert!(UnixStream::connect(&path).is_ok());
-    }
-
-    #[test]
-    fn a_private_folder_that_others_may_write_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
-        let place = Place { path: dir.path().join("control.sock"), folder: Folder::Private };
-        assert!(matches!(bind(&place, 0o660, None), Err(SocketError::Untrusted(_))));
-
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(tempfile::tempdir().unwrap().keep(), &link).unwrap();
-        let place = Place { path: link.join("control.sock"), folder: Folder::Private };
-        assert!(matches!(bind(&place, 0o660, None), Err(SocketError::Untrusted(_))), "through a symlink");
-    }
-
-    #[test]
-    fn an_unknown_group_is_named_and_our_own_is_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place::named(dir.path().join("control.sock"));
-        let error = bind(&place, 0o660, Some("no-such-group")).unwrap_err();
-        assert_eq!(error.to_string(), "control.group: there is no group \"no-such-group\"; create it or name another");
-
-        let own = Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
-        let (_listener, _socket) = bind(&place, 0o660, Some(&own.name)).unwrap();
-        assert_eq!(fs::metadata(&place.path).unwrap().gid(), own.gid.as_raw());
-    }
-
-    #[test]
-    fn a_path_too_long_for_the_kernel_is_an_error_not_a_panic() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(bound(&dir.path().join("x".repeat(120))), Err(SocketError::Io("bind", _, _))));
-    }
-}
+mod tests;

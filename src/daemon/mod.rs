@@ -261,6 +261,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         }
         Some(left) => Event::TookOver(left.settle(setups, &supervisor, &mut effects)),
     };
+    signals::ignore_others();
     signals::take_again();
     Ok(Prepared { sources, effects, supervisor, first, serving })
 }

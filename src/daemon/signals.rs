@@ -1,11 +1,56 @@
-//! The signals of the process, as what they ask for: SIGHUP a reload, SIGTERM and SIGINT a stop.
-//! What a second stop means is the supervisor's. SIGPIPE stays ignored, as Rust starts.
+//! The signals of the process, as what they ask for: SIGHUP a reload, SIGTERM and SIGINT a stop. What a second stop means is
+//! the supervisor's. Whatever else would end the process without a word is logged and ignored; SIGPIPE stays ignored, as Rust
+//! starts. Signals that tell of a fault of the program (SIGSEGV, SIGABRT) or suspend it keep their meaning.
 
 use std::io;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
+use nix::libc::{SIGRTMAX, SIGRTMIN};
 use nix::sys::signal::{SigSet, Signal as Number};
-
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
+use tracing::warn;
+
+/// Signals that end a process by default and that lbd makes nothing of, and what was probably meant.
+const IGNORED: [(Number, &str); 11] = [
+    (
+        Number::SIGUSR1,
+        "a later version of lbd reopens its log files at it; to read the configuration again: lbctl reload",
+    ),
+    (Number::SIGUSR2, "to have a new program take over: lbctl upgrade"),
+    (Number::SIGQUIT, STOP),
+    (Number::SIGPWR, STOP),
+    (Number::SIGXCPU, "the soft limit of CPU time (RLIMIT_CPU) is used up; at the hard one the kernel ends lbd"),
+    (Number::SIGXFSZ, "a file is as large as it may be (RLIMIT_FSIZE)"),
+    (Number::SIGALRM, USELESS),
+    (Number::SIGVTALRM, USELESS),
+    (Number::SIGPROF, USELESS),
+    (Number::SIGIO, USELESS),
+    (Number::SIGSTKFLT, USELESS),
+];
+const STOP: &str = "to stop: lbctl shutdown, or SIGTERM";
+const USELESS: &str = "lbd does nothing at it; what it can be asked for: lbctl --help";
+/// How often one of them is logged at most.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Signals that keep their meaning whatever a thread is at: faults, and those that suspend the process or tell of its children.
+const UNTOUCHED: [Number; 14] = [
+    Number::SIGSEGV,
+    Number::SIGBUS,
+    Number::SIGILL,
+    Number::SIGFPE,
+    Number::SIGABRT,
+    Number::SIGSYS,
+    Number::SIGTRAP,
+    Number::SIGKILL,
+    Number::SIGSTOP,
+    Number::SIGTSTP,
+    Number::SIGTTIN,
+    Number::SIGTTOU,
+    Number::SIGCONT,
+    Number::SIGCHLD,
+];
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +62,14 @@ pub enum Asked {
 }
 
 fn ours() -> SigSet {
-    [Number::SIGHUP, Number::SIGTERM, Number::SIGINT].into_iter().collect()
+    let mut all = SigSet::all(); // the real-time signals too, which have no names
+    UNTOUCHED.into_iter().for_each(|signal| all.remove(signal));
+    all
+}
+
+/// The real-time signals that the C library leaves to programs.
+fn realtime() -> RangeInclusive<i32> {
+    SIGRTMIN()..=SIGRTMAX()
 }
 
 /// The calling thread takes none of them: they are the main thread's. Each thread says so as it starts. Where one took them,
@@ -77,11 +129,30 @@ impl Signals {
     }
 }
 
+/// From now on no other signal ends the process without a word. To be called within a tokio runtime, by a successor when there is
+/// no way back any more: until then what some of them do is its guard's.
+pub fn ignore_others() {
+    let named = IGNORED.into_iter().map(|(number, meant)| (number as i32, number.as_str().to_owned(), meant));
+    let others = realtime().map(|number| (number, format!("signal {number}"), USELESS));
+    for (number, name, meant) in named.chain(others) {
+        match signal(SignalKind::from_raw(number)) {
+            Ok(signals) => drop(tokio::spawn(log_each(signals, name, meant))),
+            Err(e) => warn!("{name} cannot be taken, and ends lbd: {e}"),
+        }
+    }
+}
+
+async fn log_each(mut signals: Signal, name: String, meant: &'static str) {
+    while signals.recv().await.is_some() {
+        warn!(signal = name, "{name} is ignored; {meant}");
+        sleep(QUIET).await; // those that come meanwhile are one
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::sys::signal::{Signal, raise};
-    use std::time::Duration;
 
     #[tokio::test]
     async fn each_signal_asks_for_one_thing() {

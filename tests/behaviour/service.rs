@@ -269,3 +269,36 @@ fn the_manager_is_told_of_an_upgrade_and_keeps_what_it_has() {
     assert_eq!(manager.store.len(), 3);
     echoes(&client).unwrap();
 }
+
+#[test]
+fn a_signal_that_means_nothing_to_lbd_is_told_with_what_was_probably_meant_and_ends_nothing() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let client = connect(lbd.web());
+    for (signal, meant) in [
+        (Signal::SIGUSR1, "reopens its log files"),
+        (Signal::SIGUSR2, "lbctl upgrade"),
+        (Signal::SIGQUIT, "lbctl shutdown"),
+        (Signal::SIGPWR, "lbctl shutdown"),
+        (Signal::SIGALRM, "lbctl --help"),
+        (Signal::SIGVTALRM, "lbctl --help"),
+        (Signal::SIGPROF, "lbctl --help"),
+        (Signal::SIGIO, "lbctl --help"),
+        (Signal::SIGSTKFLT, "lbctl --help"),
+        (Signal::SIGXCPU, "RLIMIT_CPU"),
+        (Signal::SIGXFSZ, "RLIMIT_FSIZE"),
+        (Signal::SIGPIPE, ""),
+    ] {
+        lbd.signal(signal);
+        if !meant.is_empty() {
+            assert!(lbd.await_log(&format!("{signal} is ignored")).contains(meant), "{signal}");
+        }
+        echoes(&client).unwrap();
+    }
+    lbd.done(&["upgrade"]);
+    // Those that come while programs change, too.
+    lbd.signal(Signal::SIGUSR2);
+    lbd.await_log_times("SIGUSR2 is ignored", 2);
+    echoes(&client).unwrap();
+    assert_eq!(lbd.log().matches("SIGUSR2 is ignored").count(), 2);
+}

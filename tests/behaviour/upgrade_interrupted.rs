@@ -72,7 +72,9 @@ fn each_hangup_during_an_upgrade_is_a_reload() {
             } else {
                 (0..turn * 500).for_each(|_| thread::yield_now());
             }
-            lbd.signal(Signal::SIGHUP); // kills whoever has not taken it over
+            // Either kills whoever has not taken it over.
+            lbd.signal(Signal::SIGUSR1);
+            lbd.signal(Signal::SIGHUP);
             upgrading.join().unwrap();
         });
         until("it was answered by a reload", || (self::reloads(&lbd) > reloads).then_some(()));

@@ -1,7 +1,7 @@
 //! What one worker keeps of spare connections, connections opened ahead of need: how many to each backend, which one
 //! goes to the next session, which has become too old. Plain data and its arithmetic; [`super::spare`] opens and closes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -201,14 +201,23 @@ impl Spares {
             connected: spare.connected,
             since: spare.since,
         });
-        let spares = spares.collect();
-        let stocks = self.stocks.iter().map(|stock| CarriedStock {
-            backend: name(&stock.backend),
-            keys: stock.keys.iter().map(|key| *key as u32).collect(),
-            not_before: stock.not_before,
-            full: stock.full,
+        let spares: Vec<CarriedSpare> = spares.collect();
+        // The table says what there is; a stock gives the order.
+        let mut unstocked: BTreeMap<u32, u32> = spares.iter().map(|spare| (spare.key, spare.backend)).collect();
+        let stocks = self.stocks.iter().map(|stock| {
+            let number = name(&stock.backend);
+            let keys = stock.keys.iter().map(|key| *key as u32);
+            let keys = keys.filter(|key| unstocked.remove(key).is_some()).collect();
+            CarriedStock { backend: number, keys, not_before: stock.not_before, full: stock.full }
         });
-        (spares, stocks.collect())
+        let mut stocks: Vec<CarriedStock> = stocks.collect();
+        for (key, backend) in unstocked {
+            match stocks.iter_mut().find(|stock| stock.backend == backend) {
+                Some(stock) => stock.keys.push(key),
+                None => stocks.push(CarriedStock { backend, keys: vec![key], not_before: 0, full: false }),
+            }
+        }
+        (spares, stocks)
     }
 
     /// The same again; each takes its place at its backend. What the snapshot wants of them is for [`Spares::plan`] to say.

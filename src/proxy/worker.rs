@@ -249,6 +249,7 @@ impl Worker {
             }
             if parked {
                 self.hold_doors();
+                self.bury(); // whoever goes on finds nobody who has ended
                 self.paused = true;
                 return;
             }

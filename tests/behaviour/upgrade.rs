@@ -15,7 +15,7 @@ use serde_json::Value;
 use socket2::Socket;
 
 use crate::backend::{Backend, Full, counting, echo, named, silent};
-use crate::client::{connect, echoes, exchange, receive_pattern, send_pattern, until, who};
+use crate::client::{connect, echoes, exchange, receive_pattern, reset, send_pattern, until, who};
 use crate::daemon::{Lbd, lbd_command, web, web_of};
 use crate::load::Load;
 
@@ -453,6 +453,40 @@ fn a_large_answer_under_way_is_whole() {
     let reading: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || receive_pattern(&client))).collect();
     (0..3).for_each(|_| drop(upgrade(&lbd)));
     reading.into_iter().for_each(|it| assert_eq!(it.join().unwrap().unwrap(), 16 << 20));
+}
+
+#[test]
+fn downloads_that_are_broken_off_while_programs_change_cost_nobody_else_anything() {
+    let a = Backend::start(|socket| send_pattern(&socket, 1 << 30)); // nobody reads so much
+    let b = Backend::start(echo);
+    let lbd = Lbd::start(&format!(
+        "listeners:\n  web: {{ bind: \"127.0.0.1:0\", pool: web }}\n  bulk: {{ bind: \"127.0.0.2:0\", pool: bulk }}\n\
+         pools:\n  web: {{ backends: {{ b: \"{}\" }} }}\n  bulk: {{ backends: {{ a: \"{}\" }} }}\n\
+         process: {{ workers: 1 }}\nlog: {{ connections: off }}\n",
+        b.address, a.address
+    ));
+    let (bulk, witnesses) = (lbd.address("bulk"), (0..3).map(|_| connect(lbd.web())).collect::<Vec<Socket>>());
+    let enough = Arc::new(AtomicBool::new(false));
+    let breaking = (0..4).map(|_| {
+        let enough = Arc::clone(&enough);
+        thread::spawn(move || {
+            let mut part = [0; 4096];
+            while !enough.load(SeqCst) {
+                let mut client = connect(bulk);
+                client.read_exact(&mut part).unwrap(); // it is under way, and there is no end of it
+                reset(client);
+            }
+        })
+    });
+    let breaking: Vec<_> = breaking.collect();
+    // One in which a session yields and ends in the turn that parks is among a dozen.
+    for n in 1..=30 {
+        assert_eq!(upgrade(&lbd)["upgrades"], n);
+        witnesses.iter().for_each(|client| echoes(client).unwrap());
+    }
+    enough.store(true, SeqCst);
+    breaking.into_iter().for_each(|it| it.join().unwrap());
+    until("only the witnesses are left", || (status(&lbd)["sessions"] == 3).then_some(()));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The picture of a worker between two turns. The worker stays as it is: where nothing comes of the exec, it runs on.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use super::names::Naming;
 use super::sessions::Writing;
 use super::{CarriedEnd, CarriedFlow, CarriedQueue, CarriedSession, CarriedWorker};
 use crate::proxy::relay::{End, Flow};
-use crate::proxy::session::Session;
+use crate::proxy::session::{Session, State};
 use crate::proxy::worker::Worker;
 use crate::words::ProxyVersion;
 
@@ -32,26 +33,29 @@ impl Worker {
         Ok(Written { head: postcard::to_stdvec(&carried)?, sessions: carried.sessions.into_bytes() })
     }
 
-    /// The picture itself.
+    /// The picture itself. The table of sessions alone says who is there and what each waits for; lists of keys beside it only
+    /// give the order, since the turn that ends a session may leave its key in one of them.
     pub(super) fn carry(&self) -> Result<CarriedWorker, postcard::Error> {
         let mut names = Naming::of(&self.snapshot);
         let mut sessions = Writing::with_room_for(self.sessions.len());
-        for (key, session) in &self.sessions {
+        let (mut again, mut queued) = (Vec::new(), BTreeSet::new());
+        for (key, session) in self.sessions.iter().filter(|(_, session)| session.state != State::Gone) {
             sessions.add(&session_of(key, session, &mut names))?;
+            if session.again {
+                again.push(key as u32);
+            }
+            if session.state == State::Queued {
+                queued.insert(key);
+            }
         }
-        let queues = self.queues.values().filter_map(|keys| {
-            let first = self.sessions.get(*keys.front()?)?;
-            let keys = keys.iter().map(|key| *key as u32).collect();
-            Some(CarriedQueue { pool: names.pool(&first.pool), keys })
-        });
-        let queues: Vec<_> = queues.collect();
+        let queues = self.queues_of(queued, &mut names);
         let (spares, stocks) = self.spares.carry(&mut |backend| names.backend(backend));
         Ok(CarriedWorker {
             epoll: Some(self.epoll.0.as_raw_fd()),
             retired: self.retired.iter().map(AsRawFd::as_raw_fd).collect(),
             doors: self.doors.iter().map(|(key, door)| door.carry(key as u32)).collect(),
             sessions: sessions.done(),
-            again: self.again.iter().map(|key| *key as u32).collect(),
+            again,
             queues,
             spares,
             stocks,
@@ -60,6 +64,21 @@ impl Worker {
             sweep_at: self.sweep_at,
             names: names.done(),
         })
+    }
+
+    /// The queues of these sessions, in the order in which they wait; who stands in none is the last of its pool's.
+    fn queues_of(&self, mut queued: BTreeSet<usize>, names: &mut Naming) -> Vec<CarriedQueue> {
+        let mut queues: Vec<CarriedQueue> = Vec::new();
+        let mut add = |key: usize| {
+            let pool = names.pool(&self.sessions[key].pool);
+            match queues.iter_mut().find(|queue| queue.pool == pool) {
+                Some(queue) => queue.keys.push(key as u32),
+                None => queues.push(CarriedQueue { pool, keys: vec![key as u32] }),
+            }
+        };
+        self.queues.values().flatten().filter(|key| queued.remove(key)).for_each(|key| add(*key));
+        queued.into_iter().for_each(add);
+        queues
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 
-use super::fleet::{Fleet, connect};
+use super::fleet::{Fleet, connect, through_bytes};
 use super::text;
 use crate::proxy::tests::{echo_server, say, say_goodbye};
 
@@ -98,6 +98,54 @@ fn who_waits_for_a_place_gets_it_in_the_order_they_came() {
     say_goodbye(leaving);
     fleet.until_nobody_is_left();
     assert_eq!(fleet.around.alive().waiting, 0);
+}
+
+#[test]
+fn a_key_that_a_list_still_has_of_a_session_that_ended_is_not_carried() {
+    let mut fleet = Fleet::serving(1, &format!("a: {}", echo_server()), "spare_connections: 1, queue: { max: 9 }");
+    let mut client = fleet.client();
+    say(&mut client, b"hello");
+    fleet.until_alive("there is a spare", |alive| alive.backends[0].2 == 1);
+    let mut parked = fleet.park();
+    let worker = &mut parked[0];
+    let (there, gone) = (worker.sessions.iter().next().unwrap().0, worker.sessions.vacant_key());
+    worker.again.extend([gone, there, gone]);
+    worker.queues.entry("web".parse().unwrap()).or_default().extend([gone, there, gone]);
+    let carried = worker.carry().unwrap();
+    assert_eq!((carried.again.len(), carried.queues.len()), (0, 0), "{carried:?}");
+    worker.sessions[there].again = true;
+    assert_eq!(worker.carry().unwrap().again, [there as u32], "a session knows by itself that it could go on");
+    let successor = Fleet::assemble(&fleet.file, through_bytes(&parked), 1);
+    drop(successor.assembled);
+    parked[0].queues.clear();
+    fleet.run(parked);
+    say(&mut client, b"still here");
+}
+
+#[test]
+fn who_waits_and_stands_in_no_queue_is_the_last_of_it() {
+    let keys = "queue: { max: 9, timeout: 20s }";
+    let mut fleet = Fleet::serving(1, &format!("a: {{ address: {}, max_connections: 1 }}", echo_server()), keys);
+    let mut first = fleet.client();
+    say(&mut first, b"hello");
+    let mut waiting: Vec<TcpStream> = Vec::new();
+    for n in 1..=3 {
+        waiting.push(fleet.client());
+        fleet.until_alive("it waits", |alive| alive.waiting == n);
+    }
+    let mut parked = fleet.park();
+    let queue = parked[0].queues.values_mut().next().unwrap();
+    let last = queue.pop_front().unwrap();
+    let expected: Vec<u32> = queue.iter().copied().chain([last]).map(|key| key as u32).collect();
+    assert_eq!(parked[0].carry().unwrap().queues[0].keys, expected);
+    drop(Fleet::assemble(&fleet.file, through_bytes(&parked), 1).assembled);
+    parked[0].queues.values_mut().next().unwrap().push_back(last);
+    fleet.run(parked);
+    say_goodbye(first);
+    for n in [1, 2, 0] {
+        say(&mut waiting[n], b"my turn");
+        waiting[n].shutdown(Shutdown::Both).unwrap();
+    }
 }
 
 #[test]

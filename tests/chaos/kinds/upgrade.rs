@@ -1,0 +1,38 @@
+//! Another lbd takes over in place, often with another number of workers: it succeeds, the process stays, and nobody notices,
+//! which the clients of all other kinds tell.
+
+use super::{Kind, Setup, at, echo};
+use crate::random::Random;
+use crate::server::Server;
+use crate::world::World;
+
+pub const KIND: Kind = Kind { name: "upgrade", by_default: false, begin };
+
+fn begin(setup: &mut Setup) {
+    let server = Server::start(echo::echo);
+    setup.service("upgrade", "", "", vec![("a", at(&server))]);
+    setup.tasks("upgrade", 2, |world, mut random| {
+        while !world.pause(random.millis(1, 80)) {
+            echo::talk(world, "upgrade", "upgrade", &mut random);
+        }
+    });
+    setup.tasks("upgrade", 1, |world, mut random| {
+        while !world.pause(random.millis(100, 900)) {
+            upgrade(world, &mut random);
+        }
+    });
+}
+
+fn upgrade(world: &World, random: &mut Random) {
+    let mut operator = world.operator();
+    if random.percent(50) {
+        operator.file.workers = random.pick(&[1, 1, 2, 3, 4, 8, 16]);
+        let workers = operator.file.workers;
+        world.journal.note("upgrade", &format!("to {workers} workers"));
+        operator.reload("upgrade");
+    }
+    operator.does("upgrade", &["upgrade"]);
+    if let Some(how) = world.lbd.end() {
+        world.fail("upgrade", &format!("lbd has ended: {how}"));
+    }
+}

@@ -174,15 +174,15 @@ impl<'w> Client<'w> {
 
     /// What broke is a violation.
     pub fn violated(&self, kind: &str, what: &str, broken: Broken) {
-        let short = if self.world.was_short_since(self.since) { " (descriptors were short)" } else { "" };
+        let held = if self.world.was_held_up_since(self.since) { " (lbd was held up by the load)" } else { "" };
         let from = self.socket.local_addr().ok().and_then(|a| a.as_socket()).map_or(String::new(), |a| a.to_string());
-        self.world.fail(kind, &format!("{what}: {broken}{short}; client {from}"));
+        self.world.fail(kind, &format!("{what}: {broken}{held}; client {from}"));
     }
 
     /// How long it may wait for a first byte.
     pub fn was_served(&self, kind: &str, most: Duration) {
         let waited = self.since.elapsed();
-        if waited > most + self.world.allowance() && !self.world.was_short_since(self.since) {
+        if waited > most + self.world.allowance() && !self.world.was_held_up_since(self.since) {
             self.world.fail(kind, &format!("a client waited {:.2} s", waited.as_secs_f64()));
         }
     }

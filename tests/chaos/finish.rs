@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::world::{Operator, World, named};
 
 /// Descriptors that may be open for other reasons: a connection of lbctl, a probe of each backend that is checked.
-const SLACK: usize = 12;
+const SLACK: usize = 8;
 
 /// The longest until all sessions have ended.
 const ENDING: Duration = Duration::from_secs(45);
@@ -30,7 +30,8 @@ pub fn baseline(world: &World) -> Baseline {
     Baseline { descriptors, file }
 }
 
-/// Descriptors without those of spare connections, while no session lives.
+/// Descriptors without those of spare connections, while no session lives, and without listening sockets: of these lbd keeps
+/// as many as it ever had workers, for clients may wait in each.
 fn rest(world: &World, stats: &Value) -> Option<usize> {
     let all = |list: &Value, key: &str| -> u64 {
         list.as_array().map_or(0, |all| all.iter().filter_map(|entry| entry[key].as_u64()).sum())
@@ -41,7 +42,17 @@ fn rest(world: &World, stats: &Value) -> Option<usize> {
     let busy = all(&stats["listeners"], "connections_active")
         + of_backends("connections_active")
         + all(&stats["pools"], "queued");
-    (busy == 0).then(|| world.lbd.descriptors().saturating_sub(of_backends("connections_spare") as usize))
+    let known = of_backends("connections_spare") as usize + listening(world);
+    (busy == 0).then(|| world.lbd.descriptors().saturating_sub(known))
+}
+
+/// Sockets that listen at lbd's addresses: state 0A in /proc/net/tcp.
+fn listening(world: &World) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let ports: Vec<String> = world.accounts().map(|(_, account)| format!(":{:04X}", account.address.port())).collect();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let is_ours = |at: &str| ports.iter().any(|port| at.ends_with(port.as_str()));
+    fields.filter(|fields| fields.len() > 3 && fields[3] == "0A" && is_ours(fields[1])).count()
 }
 
 /// Looks at what is left when all clients have gone.
@@ -60,10 +71,14 @@ pub fn look(world: &World, before: &Baseline) {
     if ended.is_none() {
         return world.fail("end", &format!("still there: {}", busy(&last.borrow())));
     }
-    world.until("end", &format!("descriptors are {} again", before.descriptors), Duration::from_secs(10), || {
-        let now = rest(world, &world.stats()?)?;
-        (now <= before.descriptors + SLACK).then_some(())
+    let open = std::cell::Cell::new(0);
+    let back = world.until("end", "descriptors are as before", Duration::from_secs(10), || {
+        open.set(rest(world, &world.stats()?)?);
+        (open.get() <= before.descriptors + SLACK).then_some(())
     });
+    if back.is_none() {
+        world.fail("end", &format!("{} descriptors, {} at the start", open.get(), before.descriptors));
+    }
     let stats = last.into_inner();
     for (name, account) in world.accounts() {
         let listener = named(&stats["listeners"], name);

@@ -46,7 +46,7 @@ impl Watch {
         self.memory(world);
         let asked = Instant::now();
         let Some(stats) = world.stats() else { return };
-        if asked.elapsed() > ANSWER + world.allowance() && !world.was_short_since(asked) {
+        if asked.elapsed() > ANSWER + world.allowance() && !world.was_held_up_since(asked) {
             world.fail("watch", &format!("lbctl stats took {:?}", asked.elapsed()));
         }
         self.counters(world, &stats);

@@ -24,15 +24,15 @@ pub struct Inner {
     pub journal: Journal,
     listeners: BTreeMap<String, Account>,
     operator: Mutex<File>,
-    /// Written while lbd has no descriptors: lbctl may find none either.
-    descriptors: RwLock<()>,
+    /// Written while lbd has no descriptors, or stands still: lbctl would get no answer.
+    running: RwLock<()>,
     over: Mutex<bool>,
     ended: Condvar,
     failed: AtomicBool,
     /// How late threads of this process are woken: what the machine itself makes everybody wait.
     late: AtomicU64,
-    /// When sessions last could be kept waiting by the load itself.
-    shortage: Mutex<Option<Instant>>,
+    /// When sessions last were kept waiting by the load itself.
+    held_up: Mutex<Option<Instant>>,
 }
 
 /// What the load knows of a listener.
@@ -76,24 +76,24 @@ impl World {
             journal: Journal::new(),
             listeners: accounts,
             operator: Mutex::new(file),
-            descriptors: RwLock::new(()),
+            running: RwLock::new(()),
             over: Mutex::new(false),
             ended: Condvar::new(),
             failed: AtomicBool::new(false),
             late: AtomicU64::new(0),
-            shortage: Mutex::new(None),
+            held_up: Mutex::new(None),
         })))
     }
 
     /// The hand that changes things: one at a time.
     pub fn operator(&self) -> Operator<'_> {
         let file = self.operator.lock().unwrap_or_else(PoisonError::into_inner);
-        Operator { world: self, file, _descriptors: self.with_descriptors() }
+        Operator { world: self, file, _running: self.while_it_runs() }
     }
 
     /// What lbd knows and counts; a violation where it does not answer.
     pub fn stats(&self) -> Option<Value> {
-        let _descriptors = self.with_descriptors();
+        let _running = self.while_it_runs();
         self.lbd.stats().map_err(|why| self.fail("lbctl", &why)).ok()
     }
 
@@ -175,25 +175,28 @@ impl Inner {
         }
     }
 
-    fn with_descriptors(&self) -> RwLockReadGuard<'_, ()> {
-        self.descriptors.read().unwrap_or_else(PoisonError::into_inner)
+    fn while_it_runs(&self) -> RwLockReadGuard<'_, ()> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// While this is held nobody runs lbctl, and waits are the load's own doing.
-    pub fn without_descriptors(&self) -> RwLockWriteGuard<'_, ()> {
-        let guard = self.descriptors.write().unwrap_or_else(PoisonError::into_inner);
-        *self.shortage.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
-        guard
+    /// While this is held nobody runs lbctl.
+    pub fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.running.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn descriptors_are_back(&self) {
-        *self.shortage.lock().unwrap() = Some(Instant::now());
+    /// From now until `go_on` waits are the load's own doing.
+    pub fn hold_up(&self) {
+        *self.held_up.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
     }
 
-    /// Whether descriptors were missing at or after this moment, or until shortly before.
-    pub fn was_short_since(&self, moment: Instant) -> bool {
+    pub fn go_on(&self) {
+        *self.held_up.lock().unwrap() = Some(Instant::now());
+    }
+
+    /// Whether that was so at or after this moment, or until shortly before.
+    pub fn was_held_up_since(&self, moment: Instant) -> bool {
         let margin = Duration::from_secs(2); // accepting pauses for up to a second
-        self.shortage.lock().unwrap().is_some_and(|until| until + margin > moment)
+        self.held_up.lock().unwrap().is_some_and(|until| until + margin > moment)
     }
 
     /// A thread was woken so much too late.
@@ -213,7 +216,7 @@ impl Inner {
 pub struct Operator<'w> {
     world: &'w World,
     pub file: MutexGuard<'w, File>,
-    _descriptors: RwLockReadGuard<'w, ()>,
+    _running: RwLockReadGuard<'w, ()>,
 }
 
 impl Operator<'_> {

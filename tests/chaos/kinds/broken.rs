@@ -46,7 +46,7 @@ fn downloads(world: &World, mut random: Random) {
             match client.read_some(request.text, 0, 40_000) {
                 Ok(n) if n > 0 => {}
                 Ok(_) => world.fail("broken", "an endless download has ended"),
-                Err(broken) if broken.how == How::Silent && world.was_short_since(client.since) => {}
+                Err(broken) if broken.how == How::Silent && world.was_held_up_since(client.since) => {}
                 Err(broken) => client.violated("broken", "an endless download", broken),
             }
         }

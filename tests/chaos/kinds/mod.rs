@@ -15,6 +15,7 @@ mod rolling;
 mod shortage;
 mod slow;
 mod spare;
+mod stop;
 mod upgrade;
 mod urgent;
 
@@ -56,6 +57,8 @@ pub const ALL: &[Kind] = &[
     reload::KIND,
     upgrade::KIND,
     shortage::KIND,
+    stop::SHORT,
+    stop::LONG,
 ];
 
 pub fn names() -> Vec<&'static str> {

@@ -28,7 +28,8 @@ fn begin(setup: &mut Setup) {
 fn run_out(world: &World, time: Duration, left: usize) -> Option<()> {
     let early = Client::open(world, "shortage")?;
     echoes(&early, "who came before descriptors ran out")?;
-    let short = world.without_descriptors();
+    let short = world.alone();
+    world.hold_up();
     let limit = world.lbd.descriptors() + left;
     if !world.lbd.limit_descriptors(limit) {
         world.fail("shortage", "prlimit(1) does not work");
@@ -38,7 +39,7 @@ fn run_out(world: &World, time: Duration, left: usize) -> Option<()> {
     echoes(&early, "who was there when descriptors ran out")?;
     world.pause(time);
     world.lbd.limit_descriptors(ENOUGH);
-    world.descriptors_are_back();
+    world.go_on();
     world.journal.note("shortage", "over");
     drop(short);
     for client in &late {

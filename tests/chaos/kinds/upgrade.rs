@@ -6,7 +6,7 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::World;
 
-pub const KIND: Kind = Kind { name: "upgrade", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "upgrade", by_default: true, begin };
 
 fn begin(setup: &mut Setup) {
     let server = Server::start(echo::echo);

@@ -142,6 +142,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
             "daemon/upgrade/",
             "proxy/carry/",
             "proxy/door.rs",
+            "proxy/relay.rs",
             "proxy/session.rs",
             "bin/lbtest/",
         ],

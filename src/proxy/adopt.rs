@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use socket2::{SockRef, Type};
 
 use super::door::{BACKLOG, Bound, tcp};
+use super::socket::keep_urgent_data_in_line;
 use crate::words::Address;
 
 /// A socket that listens already.
@@ -65,6 +66,7 @@ pub fn adopt(sockets: Vec<Inherited>, count: usize) -> io::Result<Bound> {
         it.listen(BACKLOG)?; // its queue may have been made shorter than ours
         if let Address::Ip(_) = address {
             it.set_tcp_nodelay(true)?;
+            keep_urgent_data_in_line(&socket)?;
         }
         all.push(socket);
     }

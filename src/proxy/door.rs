@@ -66,15 +66,16 @@ pub fn bind(address: &Address, count: usize, held: &[Address]) -> io::Result<Bou
 }
 
 pub(super) fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(ip), Type::STREAM.nonblocking().cloexec(), None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
+    let it = Socket::new(Domain::for_address(ip), Type::STREAM.nonblocking().cloexec(), None)?;
+    it.set_reuse_address(true)?;
+    it.set_reuse_port(shared)?;
     if ip.is_ipv6() {
-        socket.set_only_v6(!ip.ip().is_unspecified())?; // "[::]" is dual stack
+        it.set_only_v6(!ip.ip().is_unspecified())?; // "[::]" is dual stack
     }
-    socket.set_tcp_nodelay(true)?; // accepted sockets inherit it
-    socket.bind(&ip.into())?;
-    Ok(socket)
+    it.set_tcp_nodelay(true)?; // accepted sockets inherit it, and the next
+    socket::keep_urgent_data_in_line(&it)?;
+    it.bind(&ip.into())?;
+    Ok(it)
 }
 
 /// A socket file that nobody listens on is a former process's leaving and is replaced.

@@ -6,6 +6,7 @@ mod adopt;
 pub mod carry;
 mod dial;
 mod door;
+mod ending;
 mod inbox;
 mod limits;
 mod memory;

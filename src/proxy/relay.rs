@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
+use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
 use super::socket;
@@ -22,6 +23,18 @@ const READS: usize = 2;
 /// Bytes of a direction before they do, less than [`HOLD`] more at most.
 const TURN: usize = 512 * 1024;
 
+/// How the stream that comes out of a socket ends. The kernel tells the error of a reset once, to the first call that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Stream {
+    /// Its end has not been read.
+    #[default]
+    Open,
+    /// By a FIN, whatever came after it.
+    Ended,
+    /// By a reset: what follows its last byte must not look like an end.
+    Cut,
+}
+
 /// One socket of a session, and what epoll last said of it.
 #[derive(Debug)]
 pub struct End {
@@ -33,22 +46,53 @@ pub struct End {
     pub writable: bool,
     /// The peer has shut its side or the connection is broken: reads find the end without a further edge.
     pub fin: bool,
-    /// The peer is found gone. Its last bytes are still read; what follows them is a reset, not an end.
+    /// The peer is found gone: nothing reaches it any more. What it sent before is still read.
     pub broken: bool,
+    /// How its stream ended.
+    pub stream: Stream,
+    /// There is urgent data in its stream: a read stops in front of it, so a short one has not drained the socket.
+    pub urgent: bool,
+    /// A Unix socket: a read stops where control messages differ, so a short one has not drained it either.
+    pub unix: bool,
+    /// TCP_NODELAY is known to be set.
+    pub no_delay: bool,
 }
 
 impl End {
     /// A socket of which nothing has been heard.
-    pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, readable: false, writable: false, fin: false, broken: false }
+    pub fn new(fd: OwnedFd, unix: bool) -> Self {
+        Self {
+            fd,
+            readable: false,
+            writable: false,
+            fin: false,
+            broken: false,
+            stream: Stream::Open,
+            urgent: false,
+            unix,
+            no_delay: unix,
+        }
+    }
+
+    /// True while the peer has not acknowledged all that was written to it.
+    pub fn has_unacknowledged(&self) -> bool {
+        socket::delivery(&self.fd).is_some_and(|delivery| delivery.is_pending)
+    }
+
+    /// Takes note of how its stream ends. What is told first holds: after a FIN a reset changes nothing.
+    fn over(&mut self, how: Stream) {
+        if self.stream == Stream::Open {
+            self.stream = how;
+        }
     }
 
     /// Takes note of an event.
     pub fn heard(&mut self, events: EpollFlags) {
         let over = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         self.fin |= events.intersects(over);
+        self.urgent |= events.contains(EpollFlags::EPOLLPRI);
         self.broken |= events.contains(EpollFlags::EPOLLERR); // once a side has ended, no read would tell
-        self.readable |= events.intersects(EpollFlags::EPOLLIN | over);
+        self.readable |= events.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI | over);
         self.writable |= events.intersects(EpollFlags::EPOLLOUT | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
     }
 }
@@ -96,10 +140,6 @@ pub enum Step {
     Done,
 }
 
-/// The source broke. (A destination that breaks is noted in [`End::broken`].)
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SourceLost(pub Errno);
-
 impl Flow {
     /// True while unwritten bytes are held.
     pub fn is_holding(&self) -> bool {
@@ -111,59 +151,56 @@ impl Flow {
         self.held.as_ref().map_or(&[], |rest| &rest.bytes[rest.written..])
     }
 
+    /// What changes whenever a byte or an end is passed on.
+    pub fn progress(&self) -> (u64, usize, bool, bool) {
+        (self.bytes, self.unwritten().len(), self.ended, self.closed)
+    }
+
     /// True where all there is to do is to read and to write: the flow goes on as it has begun, with small messages.
     pub(super) fn is_plain(&self, source: &End, sink: &End) -> bool {
         let both_live = [source, sink].iter().all(|end| !end.fin && !end.broken);
         let open = self.sent && self.header == 0 && !self.closed && !self.ended;
-        both_live && source.readable && sink.writable && open && self.wide == 0 && !self.is_holding()
+        both_live && source.readable && sink.writable && sink.no_delay && open && self.wide == 0 && !self.is_holding()
     }
 
-    /// Moves bytes until an event must come, the turn is used up, or the direction is over.
-    ///
-    /// # Errors
-    /// The source broke; every byte that was read from it is written or held.
-    pub fn pump(
-        &mut self,
-        source: &mut End,
-        sink: &mut End,
-        scratch: &mut [u8],
-        memory: &Memory,
-    ) -> Result<Step, SourceLost> {
+    /// Moves bytes until an event must come, the turn is used up, or the direction is over. Of a source that broke, too,
+    /// every byte is passed on before the direction is over; its end is not, where that was a reset.
+    pub fn pump(&mut self, source: &mut End, sink: &mut End, scratch: &mut [u8], memory: &Memory) -> Step {
         let mut moved = 0;
         for _ in 0..READS {
             if self.closed {
-                return Ok(Step::Done);
+                return Step::Done;
             }
             if !self.flush(sink, memory) {
-                return Ok(if self.closed { Step::Done } else { Step::Wait });
+                return if self.closed { Step::Done } else { Step::Wait };
             }
             if self.ended {
-                if !source.broken {
+                if source.stream != Stream::Cut {
                     if !self.last {
                         socket::finish_writing(&sink.fd);
                     }
                     self.whole = true;
                 }
                 self.closed = true;
-                return Ok(Step::Done);
+                return Step::Done;
             }
             if !source.readable || !sink.writable {
-                return Ok(Step::Wait); // never read what cannot be written
+                return Step::Wait; // never read what cannot be written
             }
             let Some(most) = left_of_turn(moved, scratch.len()) else { break };
-            let n = self.fill(source, sink, &mut scratch[..most], memory).map_err(SourceLost)?;
+            let n = self.fill(source, sink, &mut scratch[..most], memory);
             if n > 0 {
                 self.bytes += n as u64;
                 self.write(sink, &scratch[..n], memory);
                 moved += n;
             }
         }
-        Ok(Step::Yield)
+        Step::Yield
     }
 
     /// Reads as much as can be held or surely be written. More than may be held is read only into a sink that
     /// has the room: asking it is a call more, made for bulk alone.
-    fn fill(&mut self, source: &mut End, sink: &End, scratch: &mut [u8], memory: &Memory) -> Result<usize, Errno> {
+    fn fill(&mut self, source: &mut End, sink: &End, scratch: &mut [u8], memory: &Memory) -> usize {
         if memory.is_used_up() {
             self.bulk = false;
             return self.read(source, &mut scratch[..FRUGAL]);
@@ -172,57 +209,58 @@ impl Flow {
         if self.bulk {
             size = socket::send_room(&sink.fd).clamp(HOLD, scratch.len());
         }
-        let mut n = self.read(source, &mut scratch[..size])?;
+        let mut n = self.read(source, &mut scratch[..size]);
         if n == HOLD && size == HOLD && !self.ended {
             // A full buffer: there is more, and one write of it all is cheaper than two.
             size = socket::send_room(&sink.fd).clamp(HOLD, scratch.len());
-            match self.read(source, &mut scratch[HOLD..size]) {
-                Ok(more) => n += more,
-                // These bytes go first. The kernel tells of the break once; from now on it looks like an end.
-                Err(_) => source.broken = true,
-            }
+            n += self.read(source, &mut scratch[HOLD..size]);
         }
         self.bulk = n > HOLD || n == scratch.len(); // the rest of a turn may be no more than that
         self.wide = if n >= SLICE { WIDE } else { self.wide.saturating_sub(u8::from(n > 0)) };
-        Ok(n)
+        n
     }
 
     /// Reads once; 0 where nothing came, the end or not.
-    fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, source: &mut End, buffer: &mut [u8]) -> usize {
         if buffer.is_empty() {
-            return Ok(0);
+            return 0;
         }
         let got = socket::read(&source.fd, buffer);
         self.has_read(source, got, buffer.len())
     }
 
     /// Takes note of what a read of at most so many bytes came to; 0 where nothing came, the end or not.
-    pub(super) fn has_read(
-        &mut self,
-        source: &mut End,
-        got: Result<usize, Errno>,
-        most: usize,
-    ) -> Result<usize, Errno> {
+    pub(super) fn has_read(&mut self, source: &mut End, got: Result<usize, Errno>, most: usize) -> usize {
         match got {
             Ok(0) => {
                 self.ended = true;
-                Ok(0)
+                source.over(Stream::Ended);
+                0
             }
             Ok(n) => {
-                // A short read has drained the socket: this saves the read that finds it empty, never the end.
-                source.readable = n == most || source.fin;
-                Ok(n)
+                // A short read has drained a TCP socket: this saves the read that finds it empty, never the end.
+                source.readable = n == most || source.fin || source.urgent || source.unix;
+                n
             }
             Err(Errno::EAGAIN) => {
-                source.readable = false;
-                Ok(0)
+                (source.readable, source.urgent) = (false, false);
+                0
             }
-            Err(e) => Err(e),
+            Err(_) => {
+                self.ended = true;
+                source.broken = true;
+                source.over(Stream::Cut);
+                0
+            }
         }
     }
 
     /// Writes what was read, and holds what is not taken.
     fn write(&mut self, sink: &mut End, bytes: &[u8], memory: &Memory) {
+        // The first write of a connection needs no TCP_NODELAY, and most short ones have but one.
+        if self.sent && !std::mem::replace(&mut sink.no_delay, true) {
+            socket::write_without_delay(&sink.fd);
+        }
         self.has_written(sink, socket::write(&sink.fd, bytes), bytes, memory);
     }
 
@@ -231,9 +269,9 @@ impl Flow {
         let written = match done {
             Ok(n) => n,
             Err(Errno::EAGAIN) => 0,
-            Err(_) => {
+            Err(e) => {
                 self.hold(bytes, memory);
-                return self.lose(sink, memory);
+                return self.lose(sink, e, memory);
             }
         };
         self.taken(written);
@@ -252,17 +290,14 @@ impl Flow {
 
     /// Puts what is held at the beginning of `buffer`, where it must have room, and reads once behind it.
     /// Returns how many bytes that makes; they are the caller's to keep and to count.
-    ///
-    /// # Errors
-    /// The source broke.
-    pub fn gather(&mut self, source: &mut End, buffer: &mut [u8], memory: &Memory) -> Result<usize, SourceLost> {
+    pub fn gather(&mut self, source: &mut End, buffer: &mut [u8], memory: &Memory) -> usize {
         let held = self.held.as_ref().map_or(0, |rest| rest.bytes.len());
         if let Some(rest) = &self.held {
             buffer[..held].copy_from_slice(&rest.bytes);
         }
         self.drop_rest(memory);
-        let read = if source.readable && !self.ended { self.read(source, &mut buffer[held..]) } else { Ok(0) };
-        read.map(|n| held + n).map_err(SourceLost)
+        let read = if source.readable && !self.ended { self.read(source, &mut buffer[held..]) } else { 0 };
+        held + read
     }
 
     /// Holds bytes for the sink to come.
@@ -273,30 +308,19 @@ impl Flow {
     }
 
     /// Writes a header before the source's first bytes, in one call with those that are held or have come.
-    ///
-    /// # Errors
-    /// The source broke.
-    pub fn open(
-        &mut self,
-        header: &[u8],
-        source: &mut End,
-        sink: &mut End,
-        scratch: &mut [u8],
-        memory: &Memory,
-    ) -> Result<(), SourceLost> {
+    pub fn open(&mut self, header: &[u8], source: &mut End, sink: &mut End, scratch: &mut [u8], memory: &Memory) {
         self.header = header.len() as u8;
         if let Some(rest) = self.held.take() {
             memory.release(rest.bytes.len());
             self.hold(&[header, &rest.bytes].concat(), memory);
             self.flush(sink, memory);
-            return Ok(());
+            return;
         }
         let most = scratch.len().min(HOLD);
         scratch[..header.len()].copy_from_slice(header);
-        let n = self.gather(source, &mut scratch[header.len()..most], memory)?;
+        let n = self.gather(source, &mut scratch[header.len()..most], memory);
         self.bytes += n as u64;
         self.write(sink, &scratch[..header.len() + n], memory);
-        Ok(())
     }
 
     fn hold(&mut self, bytes: &[u8], memory: &Memory) {
@@ -322,8 +346,8 @@ impl Flow {
                     }
                 }
                 Err(Errno::EAGAIN) => sink.writable = false,
-                Err(_) => {
-                    self.lose(sink, memory);
+                Err(e) => {
+                    self.lose(sink, e, memory);
                     return false;
                 }
             }
@@ -333,8 +357,12 @@ impl Flow {
 
     /// The sink is gone: nothing more can reach it, but what it sent before is still to be read. Bytes that
     /// would have been its first are kept: another sink may take them.
-    fn lose(&mut self, sink: &mut End, memory: &Memory) {
+    fn lose(&mut self, sink: &mut End, why: Errno, memory: &Memory) {
         sink.broken = true;
+        // EPIPE is what TCP says of a reset behind a FIN (tcp_reset). Of any other error no read will tell after this.
+        if why != Errno::EPIPE {
+            sink.over(Stream::Cut);
+        }
         sink.fin = true;
         sink.readable = true;
         self.closed = true;

@@ -14,7 +14,6 @@ use super::session::{Next, Session, State};
 use super::turn::count_bytes;
 use super::worker::Worker;
 use super::{scratch, socket};
-use crate::words::{Cause, Phase};
 
 /// The most messages of a row: as many as the smallest buffer has room for.
 pub(super) const ROW: usize = *scratch::SIZES.start() / SLICE;
@@ -132,17 +131,9 @@ impl Worker {
             let Some((flow, source, _)) = self.sessions[message.key].direction(message.from) else { continue };
             let by_ring = ring.as_ref().and_then(|ring| ring.result(n));
             let got = by_ring.unwrap_or_else(|| socket::read(&source.fd, slice));
-            match flow.has_read(source, got, SLICE) {
-                Ok(length) => {
-                    message.length = length;
-                    if source.readable || flow.ended {
-                        message.next = Next::Again;
-                    }
-                }
-                Err(_) => {
-                    let cause = if message.from == Side::Client { Cause::Client } else { Cause::Server };
-                    message.next = Next::End(cause, Phase::Data);
-                }
+            message.length = flow.has_read(source, got, SLICE);
+            if source.readable || flow.ended {
+                message.next = Next::Again;
             }
         }
     }

@@ -1,5 +1,5 @@
 //! A session's way from accept to end, as the worker carries it out: choose, dial, establish, try another
-//! one, refuse, queue, bury. What it means for the bytes is [`super::session`]'s to say.
+//! one, queue. What it means for the bytes is [`super::session`]'s to say.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -10,10 +10,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use tracing::info;
 
 use super::dial::{Choice, choose};
-use super::door::Hold;
 use super::inbox::Outcome;
 use super::relay::{End, Flow};
 use super::session::{KEEPALIVE_AFTER, Session, SpareUse, State, micros};
@@ -21,9 +19,8 @@ use super::socket::{self, Dialled};
 use super::spare;
 use super::token::Token;
 use super::worker::Worker;
-use crate::config::LogConnections;
-use crate::snapshot::{BackendCell, Listener, ListenerCell};
-use crate::words::{Address, Cause, Happening, Phase, PoolName, Refusal};
+use crate::snapshot::{BackendCell, Listener};
+use crate::words::{Address, Cause, Phase, PoolName, Refusal};
 
 /// The pause before a backend that has just failed this session is tried again, where there is no other.
 const AGAIN: u64 = 1_000_000;
@@ -38,7 +35,12 @@ impl Worker {
         let ticket = listener.pool.cell.ticket.fetch_add(1, Relaxed);
         listener.cell.shards[self.index].accepted.add(1);
         self.mark_new(&client);
-        let mut session = Session::new(End::new(client), peer, listener, ticket, self.now);
+        let unix = peer.is_none();
+        if unix {
+            let _ = socket::keep_urgent_data_in_line(&client); // of a Unix socket it is not inherited
+        }
+        let mut session =
+            Session::new(End { no_delay: true, ..End::new(client, unix) }, peer, listener, ticket, self.now);
         self.serial = self.serial.wrapping_add(1);
         session.serial = self.serial;
         let key = self.sessions.insert(session);
@@ -144,7 +146,8 @@ impl Worker {
         self.mark_new(&fd);
         let session = &mut self.sessions[key];
         let registered = self.epoll.add(&fd, EpollEvent::new(interest(), token));
-        session.server = Some(End::new(fd));
+        let unix = session.backend.as_ref().is_some_and(|backend| matches!(backend.address, Address::Unix(_)));
+        session.server = Some(End::new(fd, unix));
         session.state = State::Connecting;
         session.deadline = self.now.saturating_add(patience);
         let deadline = session.deadline;
@@ -179,10 +182,10 @@ impl Worker {
         let session = &mut self.sessions[key];
         session.state = State::Relaying;
         session.active = now;
-        // One that begins again after a dead spare has been counted.
-        if let Some(backend) = session.backend.as_ref().filter(|_| session.spare != SpareUse::Failed) {
+        if let Some(backend) = &session.backend {
             let shard = &backend.shards[self.index];
-            shard.established.add(1);
+            // A spare connection may yet turn out dead, and another backend serve.
+            shard.established.add(u64::from(session.spare != SpareUse::Serving));
             shard.bytes_in.add(session.up.bytes); // read before, and held for it
         }
         let soon = session.overdue().0.min(now + KEEPALIVE_AFTER);
@@ -194,6 +197,7 @@ impl Worker {
         let session = &mut self.sessions[key];
         session.spare = SpareUse::Failed;
         session.server = None;
+        session.kept_alive = false;
         session.up.reopen(&self.limits.memory);
         session.down = Flow::default();
         session.state = State::Pausing;
@@ -244,7 +248,7 @@ impl Worker {
         }
     }
 
-    fn free(&mut self, backend: &Arc<BackendCell>) {
+    pub(super) fn free(&mut self, backend: &Arc<BackendCell>) {
         backend.live.release();
         self.spares.has_room(backend, self.now);
         self.place_is_free(backend);
@@ -286,91 +290,10 @@ impl Worker {
             }
         }
     }
-
-    /// Ends a session for which there is no backend. The client sees a reset.
-    pub(super) fn refuse(&mut self, key: usize, why: Refusal) {
-        let session = &mut self.sessions[key];
-        session.listener.shards[self.index].refused[why as usize].add(1);
-        session.refused = Some(why);
-        let phase = match why {
-            Refusal::QueueFull | Refusal::QueueTimeout => Phase::Queue,
-            _ => session.phase(),
-        };
-        let cause = if why == Refusal::ConnectFailed { Cause::Server } else { Cause::Proxy };
-        self.end(key, cause, phase);
-    }
-
-    /// Ends a session. It is buried when the turn's events are handled.
-    pub(super) fn end(&mut self, key: usize, cause: Cause, phase: Phase) {
-        let session = &mut self.sessions[key];
-        if session.state == State::Gone {
-            return;
-        }
-        if session.state == State::Queued {
-            leave_queue(&mut self.queues, session, key);
-        }
-        session.state = State::Gone;
-        // A peer must be able to tell a cut stream from a whole one.
-        let cut = match cause {
-            Cause::Normal => false,
-            Cause::ClientTimeout | Cause::ServerTimeout => {
-                phase != Phase::Data
-                    || session.up.closed
-                    || session.down.closed
-                    || session.up.is_holding()
-                    || session.down.is_holding()
-            }
-            _ => true,
-        };
-        if cut {
-            // A whole answer must not be swept away unread because the request behind it could not be delivered.
-            if !(cause == Cause::Server && session.down.whole) {
-                socket::reset_on_close(&session.client.fd);
-            }
-            if let Some(server) = &session.server {
-                socket::reset_on_close(&server.fd);
-            }
-        }
-        session.up.drop_rest(&self.limits.memory);
-        session.down.drop_rest(&self.limits.memory);
-        let took = Duration::from_micros(self.now.saturating_sub(session.accepted));
-        let shard = &session.listener.shards[self.index];
-        shard.ended[cause as usize].add(1);
-        shard.durations.record(took);
-        if let Some(backend) = session.backend.as_ref().filter(|_| phase == Phase::Data) {
-            backend.shards[self.index].durations.record(took);
-        }
-        match self.snapshot.log {
-            LogConnections::Off => {}
-            LogConnections::Errors if cause == Cause::Normal => {}
-            _ => record(session, cause, phase, took),
-        }
-        self.gone.push(key);
-    }
-
-    /// Removes what has ended: closes its sockets, then gives its places back.
-    pub(super) fn bury(&mut self) {
-        while let Some(key) = self.gone.pop() {
-            let Session { client, server, backend, listener, .. } = self.sessions.remove(key);
-            drop((client, server));
-            self.free_places(&listener);
-            if let Some(backend) = backend {
-                self.free(&backend);
-            }
-        }
-    }
-
-    /// Gives back the places that a client had at its listener and in the process.
-    pub(super) fn free_places(&mut self, listener: &ListenerCell) {
-        if listener.live.release() | self.limits.sessions.release() {
-            self.open_doors(Hold::Limit);
-            self.wake_others();
-        }
-    }
 }
 
 /// Takes a session out of its pool's queue, whatever becomes of it.
-fn leave_queue(queues: &mut BTreeMap<PoolName, VecDeque<usize>>, session: &mut Session, key: usize) {
+pub(super) fn leave_queue(queues: &mut BTreeMap<PoolName, VecDeque<usize>>, session: &mut Session, key: usize) {
     session.state = State::Pausing;
     session.pool.queued.fetch_sub(1, SeqCst);
     let Some(queue) = queues.get_mut(&session.pool.name) else { return };
@@ -383,27 +306,6 @@ fn leave_queue(queues: &mut BTreeMap<PoolName, VecDeque<usize>>, session: &mut S
     }
 }
 
-/// One line a session end.
-fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
-    let client = session.peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
-    let backend = session.backend.as_ref().map_or("-", |b| b.reference.backend.as_str());
-    info!(
-        target: "lbd::session",
-        event = Happening::SessionEnded.as_str(),
-        listener = session.listener.name.as_str(),
-        pool = session.pool.name.as_str(),
-        backend,
-        client,
-        end = %format_args!("{}{}", cause.letter(), if cause == Cause::Normal { '-' } else { phase.letter() }),
-        cause = session.refused.map_or(cause.as_str(), Refusal::as_str),
-        bytes_in = session.up.bytes,
-        bytes_out = session.down.bytes,
-        retries = session.attempts,
-        duration_ms = took.as_millis() as u64,
-        "session ended"
-    );
-}
-
 /// Where nobody listens on a port of this machine that the kernel also hands out to clients, a connect to it may
 /// be given that very port and meet itself (RFC 9293, simultaneous open): an echo that keeps the backend from
 /// binding. Ports below Linux' default ip_local_port_range are spared the look.
@@ -413,7 +315,7 @@ pub(super) fn may_meet_itself(address: &Address) -> bool {
 
 /// What lbd wants to hear of a session's sockets, once each time it becomes so.
 pub(super) fn interest() -> EpollFlags {
-    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
+    EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
 }
 
 /// The process or the machine has run out of something; it is nobody else's fault.

@@ -10,7 +10,7 @@ use nix::sys::epoll::EpollFlags;
 use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
-use super::relay::{End, Flow, SourceLost, Step};
+use super::relay::{End, Flow, Step};
 use crate::snapshot::{BackendCell, Listener, ListenerCell, PoolCell, Snapshot};
 use crate::words::{Cause, Phase, ProxyVersion, Refusal};
 
@@ -43,6 +43,8 @@ pub enum SpareUse {
     Serving,
     /// One was dead before a byte moved; it gets no other.
     Failed,
+    /// The present connection was one, and a byte has moved: no other backend will serve.
+    Proven,
 }
 
 /// What the worker is to do with a session after its turn.
@@ -190,42 +192,58 @@ impl Session {
                 return Next::Wait;
             }
             self.send_proxy = None;
-            if let Err(SourceLost(_)) = self.write_preface(version, scratch, memory) {
-                return Next::End(Cause::Client, Phase::Data);
-            }
+            self.write_preface(version, scratch, memory);
         }
+        let before = (self.up.progress(), self.down.progress());
         let Some(server) = &mut self.server else { return Next::Wait };
-        self.active = now;
         self.up.last = self.down.closed;
-        let up = match self.up.pump(&mut self.client, server, scratch, memory) {
-            Ok(step) => step,
-            Err(SourceLost(_)) => return Next::End(Cause::Client, Phase::Data),
-        };
+        let up = self.up.pump(&mut self.client, server, scratch, memory);
         let untouched = !self.up.sent && self.down.bytes == 0;
         self.down.last = self.up.closed;
-        let down = match self.down.pump(server, &mut self.client, scratch, memory) {
-            Ok(step) => step,
-            Err(SourceLost(e)) if untouched => return Next::Redial(e),
-            Err(SourceLost(_)) => return Next::End(Cause::Server, Phase::Data),
-        };
+        let down = self.down.pump(server, &mut self.client, scratch, memory);
+        if before != (self.up.progress(), self.down.progress()) {
+            self.active = now;
+        }
         if server.broken && untouched && self.down.bytes == 0 && !self.down.whole {
             return Next::Redial(Errno::ECONNRESET);
         }
-        // Of a peer that is gone the last bytes have been passed on. A client's that its backend does not take are
-        // not waited for: nobody would ever ask for an answer.
-        if self.client.broken && (self.up.closed || self.up.is_holding()) {
-            return Next::End(Cause::Client, Phase::Data);
-        }
-        if server.broken && self.down.closed {
-            return Next::End(Cause::Server, Phase::Data);
+        // The client went while we wrote to it: what it sent before is still to be passed on.
+        let more = self.client.broken && self.client.readable && server.writable;
+        if let Some(cause) = self.ending() {
+            return Next::End(cause, Phase::Data);
         }
         match (up, down) {
-            (Step::Done, Step::Done) => Next::End(Cause::Normal, Phase::Data),
             (Step::Yield, _) | (_, Step::Yield) => Next::Again,
-            // The client went while we wrote to it: what it sent before is still to be passed on.
-            (Step::Wait, _) if self.client.broken && self.client.readable && server.writable => Next::Again,
+            (Step::Wait, _) if more => Next::Again,
             _ => Next::Wait,
         }
+    }
+
+    /// How it ends, where nothing is left to pass on: of a peer that is gone the last bytes have been written.
+    pub fn ending(&self) -> Option<Cause> {
+        if self.client.broken && self.up.closed {
+            return Some(Cause::Client);
+        }
+        if self.down.closed && self.server.as_ref().is_some_and(|server| server.broken) {
+            // Behind a FIN, too, while the client might yet say something; that the answer is whole says `down.whole`.
+            return Some(if self.up.whole && self.down.whole { Cause::Normal } else { Cause::Server });
+        }
+        (self.up.closed && self.down.closed).then_some(Cause::Normal)
+    }
+
+    /// Tells each peer that has got a whole stream so, where a close was to tell it.
+    pub fn tell_ends(&self) {
+        let server = self.server.as_ref().filter(|_| self.up.whole);
+        for end in [Some(&self.client).filter(|_| self.down.whole), server].into_iter().flatten() {
+            super::socket::finish_writing(&end.fd);
+        }
+    }
+
+    /// True while a peer has still to acknowledge bytes that a reset would take out of the kernel's hands.
+    pub fn is_undelivered(&self) -> bool {
+        let client = (&self.client, self.down.sent);
+        let server = self.server.as_ref().map(|server| (server, self.up.sent));
+        [Some(client), server].into_iter().flatten().any(|(end, sent)| sent && !end.broken && end.has_unacknowledged())
     }
 
     /// After a turn: once a byte has moved there is no going back to the choice.
@@ -245,9 +263,10 @@ impl Session {
         (self.active.saturating_add(patience), cause)
     }
 
-    /// One direction is over: the other one has `half_close_timeout`.
+    /// One direction is over, or a peer gone: what is left has `half_close_timeout`.
     pub fn is_half_closed(&self) -> bool {
-        self.up.closed || self.down.closed
+        let gone = self.client.broken || self.server.as_ref().is_some_and(|server| server.broken);
+        gone || self.up.closed || self.down.closed
     }
 
     /// Takes the timeouts that are in force now.
@@ -275,154 +294,4 @@ pub fn micros(duration: std::time::Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::scratch::Scratch;
-    use super::super::testing::{Ears, Got, Over, break_off, get, pair, put, snapshot};
-    use super::*;
-    use socket2::Socket;
-
-    const FILE: &str = "listeners: { web: { bind: 127.0.0.1:8080, pool: web, idle_timeout: 10s } }
-pools: { web: { backends: { a: 127.0.0.1:9001 }, half_close_timeout: 3s } }
-removed_timeout: 5s
-";
-    const SECOND: u64 = 1_000_000;
-
-    /// A session that relays, and its two peers.
-    fn relaying(over: Over) -> (Session, Socket, Socket) {
-        let (snapshot, _) = snapshot(FILE, 1);
-        let ((client, caller), (server, called)) = (pair(over), pair(over));
-        let mut session = Session::new(client, None, &snapshot.listeners[0], 0, 0);
-        session.server = Some(server);
-        session.state = State::Relaying;
-        session.backend = Some(Arc::clone(&snapshot.pools[0].backends[0].cell));
-        (session, caller, called)
-    }
-
-    /// Gives it turns, as a worker would, until it waits or is over.
-    fn turns(session: &mut Session, ears: &Ears, memory: &Memory) -> Next {
-        let mut scratch = Scratch::new();
-        for _ in 0..1000 {
-            let Session { client, server, .. } = session;
-            ears.hear([client, server.as_mut().unwrap()], 1);
-            match session.relay(&mut scratch, memory, SECOND) {
-                Next::Again => {}
-                next => return next,
-            }
-        }
-        panic!("it wants turn after turn and gets nowhere");
-    }
-
-    #[test]
-    fn a_client_that_broke_off_while_its_backend_stalls_burns_no_turns() {
-        let (mut session, client, server) = relaying(Over::Tcp);
-        let (ears, memory) = (Ears::on([&session.client, session.server.as_ref().unwrap()]), Memory::new(1 << 20));
-        let mut idle = 0;
-        while idle < 5 {
-            idle = if put(&client, &[7; 64 * 1024]) == 0 { idle + 1 } else { 0 };
-            assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
-        }
-        assert!(session.up.is_holding());
-        break_off(client);
-        for answer in [b"some", b"more"] {
-            put(&server, answer);
-            let next = turns(&mut session, &ears, &memory);
-            assert!(matches!(next, Next::Wait | Next::End(Cause::Client, Phase::Data)), "{next:?}");
-        }
-        session.up.drop_rest(&memory);
-        session.down.drop_rest(&memory);
-        assert_eq!(memory.held(), 0);
-    }
-
-    #[test]
-    fn each_side_may_end_first_and_the_other_still_speaks() {
-        for over in [Over::Unix, Over::Tcp] {
-            for client_first in [true, false] {
-                let (mut session, client, server) = relaying(over);
-                let ears = Ears::on([&session.client, session.server.as_ref().unwrap()]);
-                let memory = Memory::new(1 << 20);
-                let (first, second) = if client_first { (&client, &server) } else { (&server, &client) };
-                put(first, b"ping");
-                first.shutdown(std::net::Shutdown::Write).unwrap();
-                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
-                assert_eq!((get(second, 9), get(second, 9)), (Got::Bytes(b"ping".into()), Got::End));
-                put(second, b"pong");
-                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
-                assert_eq!((get(first, 9), get(first, 9)), (Got::Bytes(b"pong".into()), Got::Nothing));
-                second.shutdown(std::net::Shutdown::Write).unwrap();
-                assert_eq!(turns(&mut session, &ears, &memory), Next::End(Cause::Normal, Phase::Data));
-                drop(session); // its close is what tells the first one
-                assert_eq!(get(first, 9), Got::End);
-            }
-        }
-    }
-
-    #[test]
-    fn a_backend_that_breaks_before_it_took_a_byte_is_replaced_and_later_not() {
-        for (sent, next) in [(false, Next::Redial(Errno::ECONNRESET)), (true, Next::End(Cause::Server, Phase::Data))] {
-            let (mut session, client, server) = relaying(Over::Tcp);
-            let (ears, memory) = (Ears::on([&session.client, session.server.as_ref().unwrap()]), Memory::new(1 << 20));
-            if sent {
-                put(&client, b"hello");
-                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
-            }
-            break_off(server);
-            assert_eq!(turns(&mut session, &ears, &memory), next);
-        }
-    }
-
-    #[test]
-    fn a_spare_that_ends_before_a_byte_has_moved_is_replaced_even_if_it_said_goodbye() {
-        for (spare, sent, redialled) in [
-            (SpareUse::Serving, false, true),
-            (SpareUse::Serving, true, false),
-            (SpareUse::Never, false, false),
-            (SpareUse::Failed, false, false),
-        ] {
-            let (mut session, client, server) = relaying(Over::Tcp);
-            session.spare = spare;
-            let (ears, memory) = (Ears::on([&session.client, session.server.as_ref().unwrap()]), Memory::new(1 << 20));
-            if sent {
-                put(&client, b"hello");
-                assert_eq!(turns(&mut session, &ears, &memory), Next::Wait);
-                assert_eq!(get(&server, 9), Got::Bytes(b"hello".into()));
-            }
-            put(&server, b"too idle");
-            drop(server);
-            let next = turns(&mut session, &ears, &memory);
-            let said = if redialled { Got::Nothing } else { Got::Bytes(b"too idle".into()) };
-            assert_eq!(
-                (next == Next::Redial(Errno::ECONNRESET), get(&client, 9)),
-                (redialled, said),
-                "{spare:?} {sent}"
-            );
-        }
-    }
-
-    #[test]
-    fn who_is_to_blame_for_silence_and_how_long_it_may_last() {
-        for (up_closed, down_closed, seconds, cause) in [
-            (false, false, 10, Cause::ClientTimeout),
-            (true, false, 3, Cause::ServerTimeout),
-            (false, true, 3, Cause::ClientTimeout),
-        ] {
-            let (mut session, ..) = relaying(Over::Unix);
-            session.active = 7 * SECOND;
-            (session.up.closed, session.down.closed) = (up_closed, down_closed);
-            assert_eq!(session.overdue(), ((7 + seconds) * SECOND, cause), "{up_closed} {down_closed}");
-        }
-    }
-
-    #[test]
-    fn a_session_of_what_was_removed_leaves_when_the_file_says() {
-        let (one, mut cells) = snapshot(FILE, 1);
-        let (client, _caller) = pair(Over::Unix);
-        let mut session = Session::new(client, None, &one.listeners[0], 0, 0);
-        let backend = Arc::clone(&one.pools[0].backends[0].cell);
-        assert!(backend.live.reserve(None));
-        session.backend = Some(backend);
-        assert_eq!(session.leaves_by(&one), None);
-        let without = FILE.replace("9001", "9002");
-        cells.settle(&crate::config::Config::parse(without.as_bytes()).unwrap(), 2 * SECOND);
-        assert_eq!(session.leaves_by(&one), Some(7 * SECOND));
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -75,19 +75,20 @@ pub enum Dialled {
     Connected(OwnedFd),
 }
 
-/// Begins to connect.
+/// Begins to connect. TCP_NODELAY is left to the second write ([`write_without_delay`]): a connection that has but one saves the call.
 pub fn dial(address: &Address) -> Result<Dialled, Errno> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let (fd, begun) = match address {
         Address::Ip(ip) => {
             let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let fd = socket(family, SockType::Stream, flags, None)?;
-            setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+            keep_urgent_data_in_line(&fd)?;
             let begun = connect(fd.as_raw_fd(), &SockaddrStorage::from(*ip));
             (fd, begun)
         }
         Address::Unix(path) => {
             let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            keep_urgent_data_in_line(&fd)?;
             let begun = connect(fd.as_raw_fd(), &UnixAddr::new(path)?);
             (fd, begun)
         }
@@ -97,6 +98,17 @@ pub fn dial(address: &Address) -> Result<Dialled, Errno> {
         Err(Errno::EINPROGRESS) => Ok(Dialled::Pending(fd)),
         Err(e) => Err(e),
     }
+}
+
+/// Leaves the byte that a peer calls urgent where it stands in the stream (SO_OOBINLINE); it would be lost otherwise. Accepted
+/// sockets inherit it from the one that listens.
+pub fn keep_urgent_data_in_line(fd: &impl AsFd) -> Result<(), Errno> {
+    setsockopt(fd, sockopt::OobInline, &true)
+}
+
+/// Has small writes go out at once, whatever is under way (TCP_NODELAY). No error on Unix sockets.
+pub fn write_without_delay(fd: &OwnedFd) {
+    let _ = setsockopt(fd, sockopt::TcpNoDelay, &true); // fails only on a socket that is dead or not TCP
 }
 
 /// Why a pending connect failed, or `Ok` where it has not.
@@ -161,6 +173,56 @@ pub fn send_room(fd: &OwnedFd) -> usize {
     }
     let free = info[SNDBUF].saturating_sub(info[QUEUED].max(info[ALLOCATED])) as usize;
     free - free / 4 // the kernel counts its own overhead too
+}
+
+/// What TCP knows of the bytes that were written to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// The peer has not acknowledged all of them, or the end behind them.
+    pub is_pending: bool,
+    /// How many it has acknowledged.
+    pub acknowledged: u64,
+    /// Since it last acknowledged anything, a probe of its closed window included.
+    pub silent: std::time::Duration,
+}
+
+/// The kernel's `struct tcp_info` as far as it is read here (linux/tcp.h; Linux 4.6).
+#[repr(C)]
+#[derive(Default)]
+struct TcpInfo {
+    state: u8,
+    bytes: [u8; 7],
+    timeouts: [u32; 4],
+    unacked: u32,
+    segments: [u32; 4],
+    last_data_sent: u32,
+    last_ack_sent: u32,
+    last_data_recv: u32,
+    last_ack_recv: u32,
+    measures: [u32; 11],
+    rates: [u64; 2],
+    bytes_acked: u64,
+    bytes_received: u64,
+    segments_out: u32,
+    segments_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+}
+
+/// What TCP knows of the bytes that were written; `None` for Unix sockets, whose bytes are the peer's as soon as they are written.
+pub fn delivery(fd: &OwnedFd) -> Option<Delivery> {
+    const CLOSED: u8 = 7; // TCP_CLOSE: nobody waits for anything any more
+    let mut info = TcpInfo::default();
+    let mut length = mem::size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is writable for `length` bytes, any of which may have any value; the kernel writes at most that many.
+    let asked = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
+    };
+    (asked == 0).then(|| Delivery {
+        is_pending: info.state != CLOSED && (info.unacked > 0 || info.notsent_bytes > 0),
+        acknowledged: info.bytes_acked,
+        silent: std::time::Duration::from_millis(info.last_ack_recv.into()),
+    })
 }
 
 /// Tells the peer that no more bytes come. A peer that is gone already is no error: its reads will say so.

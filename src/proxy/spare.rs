@@ -18,7 +18,7 @@ use super::stock::{PAUSE, Spare};
 use super::token::Token;
 use super::worker::Worker;
 use crate::snapshot::{BackendCell, Pool};
-use crate::words::{Cause, Phase};
+use crate::words::{Address, Cause, Phase};
 
 /// Most opened in a turn: a connect takes some 20 us, and sessions wait meanwhile.
 const BATCH: usize = 16;
@@ -162,7 +162,7 @@ impl Worker {
             let token = Token::Server(key, session.serial, session.dial).pack();
             // Tells at once what is so already: that it can be written to, and that the backend has said something.
             let registered = self.epoll.modify(&fd, &mut EpollEvent::new(interest(), token));
-            session.server = Some(End::new(fd));
+            session.server = Some(End::new(fd, matches!(backend.address, Address::Unix(_))));
             session.backend = Some(backend);
             session.spare = SpareUse::Serving;
             session.since = self.now;

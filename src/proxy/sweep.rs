@@ -26,7 +26,7 @@ impl Worker {
     /// Ends what has lasted too long, and finds out when that could next be so.
     pub(super) fn sweep(&mut self) {
         let (now, changed) = (self.now, std::mem::take(&mut self.changed));
-        let mut due = Vec::new();
+        let (mut due, mut over) = (Vec::new(), Vec::new());
         let mut next = u64::MAX;
         for (key, session) in &mut self.sessions {
             if changed {
@@ -49,6 +49,9 @@ impl Worker {
                 continue;
             }
             next = next.min(at);
+            if session.state == State::Relaying && session.ending().is_some() {
+                over.push(key);
+            }
             if !session.kept_alive && session.state == State::Relaying {
                 let old_enough = session.accepted + KEEPALIVE_AFTER;
                 if old_enough <= now { keep_alive(session, &self.snapshot) } else { next = next.min(old_enough) }
@@ -59,6 +62,7 @@ impl Worker {
             next = next.min(now + RECOVERY);
         }
         self.sweep_at = next.max(now + SWEEP);
+        over.into_iter().for_each(|key| self.turn(key));
         for (key, state, cause) in due {
             if self.sessions[key].state != state {
                 continue; // one before it in the row has moved it on

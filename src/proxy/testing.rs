@@ -7,11 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use socket2::Socket;
 
 use super::relay::End;
 use super::ring::Ring;
+use super::serve::interest;
 use crate::config::Config;
 use crate::snapshot::{BackendFacts, Cells, Revision, Snapshot, build};
 use crate::words::{Address, AdminState, Generation, Health};
@@ -41,7 +42,7 @@ pub fn pair(over: Over) -> (End, Socket) {
         socket.set_nonblocking(true).unwrap();
         socket.set_send_buffer_size(32 * 1024).unwrap(); // little: so that writes come short
     }
-    (End::new(ours.into()), theirs)
+    (End::new(ours.into(), matches!(over, Over::Unix)), theirs)
 }
 
 /// Writes as much as fits; how much that was.
@@ -89,8 +90,7 @@ impl Ears {
     }
 
     pub fn add(&self, end: &End, token: u64) {
-        let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        self.0.add(end.fd.as_fd(), EpollEvent::new(edges, token)).unwrap();
+        self.0.add(end.fd.as_fd(), EpollEvent::new(interest(), token)).unwrap();
     }
 
     /// Takes note of what has happened by now, or happens within some milliseconds.

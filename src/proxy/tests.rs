@@ -243,6 +243,49 @@ fn a_dead_backend_costs_a_retry_and_only_dead_ones_cost_the_client() {
     assert_eq!(refused, Err(ErrorKind::ConnectionReset), "an end would look like an empty answer");
 }
 
+/// A client that reads slowly, and whom most of what its backend said still lies before in the kernel.
+fn slow_client(rig: &Rig) -> TcpStream {
+    let Address::Ip(ip) = rig.door else { unreachable!() };
+    let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    client.set_recv_buffer_size(4096).unwrap();
+    client.connect(&ip.into()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.into()
+}
+
+#[test]
+fn what_a_backend_said_before_its_reset_is_not_taken_back_from_the_kernel() {
+    for fin in [true, false] {
+        let door = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut rig = Rig::serving(&format!("a: {}", door.local_addr().unwrap()));
+        let mut client = slow_client(&rig);
+        let mut server = door.accept().unwrap().0;
+        client.write_all(b"?").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        server.write_all(&[7; 60_000]).unwrap();
+        let bytes_out = || rig.snapshot.listeners[0].cell.shards[0].bytes_out.read();
+        while bytes_out() < 60_000 {
+            thread::yield_now();
+        }
+        if fin {
+            server.shutdown(Shutdown::Write).unwrap();
+        }
+        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(server);
+        let (mut got, mut buffer) = (0, [0; 4096]);
+        let end = loop {
+            match client.read(&mut buffer) {
+                Ok(0) => break None,
+                Ok(n) => got += n,
+                Err(e) => break Some(e.kind()),
+            }
+        };
+        assert_eq!((got, end), (60_000, (!fin).then_some(ErrorKind::ConnectionReset)));
+        drop(client);
+        rig.settle();
+    }
+}
+
 #[test]
 fn a_released_door_serves_who_came_before_and_its_sessions_go_on() {
     let mut rig = Rig::serving(&format!("a: {}", echo_server()));

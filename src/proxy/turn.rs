@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::row::Side;
-use super::session::{Next, Session, State};
+use super::session::{Next, Session, SpareUse, State};
 use super::socket;
 use super::sweep::bear_with;
 use super::token::Token;
@@ -94,22 +94,35 @@ impl Worker {
             Next::Wait => {}
             Next::Again => self.turn(key),
             Next::Redial(why) => self.dial_failed(key, why),
-            Next::End(cause, phase) => self.end(key, cause, phase),
+            Next::End(cause, phase) => self.finish(key, cause, phase),
         }
     }
 }
 
 /// Counts what a session has carried, in this worker's shard.
-pub(super) fn count_bytes(session: &Session, index: usize, up: u64, down: u64) {
+pub(super) fn count_bytes(session: &mut Session, index: usize, up: u64, down: u64) {
     if up | down == 0 {
         return;
     }
     let listener = &session.listener.shards[index];
     listener.bytes_in.add(up);
     listener.bytes_out.add(down);
+    if session.up.sent || session.down.bytes != 0 {
+        count_spare(session, index);
+    }
     if let Some(backend) = &session.backend {
         let backend = &backend.shards[index];
         backend.bytes_in.add(up);
         backend.bytes_out.add(down);
+    }
+}
+
+/// Counts a session that got a spare connection, once it is certain that this backend serves it.
+pub(super) fn count_spare(session: &mut Session, index: usize) {
+    if session.spare == SpareUse::Serving {
+        session.spare = SpareUse::Proven;
+        if let Some(backend) = &session.backend {
+            backend.shards[index].established.add(1);
+        }
     }
 }

@@ -71,7 +71,7 @@ fn whatever_ends_an_upgrade_and_whenever_a_thousand_sessions_go_on() {
         ("heap@Begun 0", "it crashed (SIGABRT)"),
         ("nul@Begun 0", "a b\n"),
         ("long@Begun 0", " ...\n"),
-        ("record@Begun 0", "the record has version 3; this lbd reads 98 to 99"),
+        ("record@Begun 0", "the record has version 4; this lbd reads 98 to 99"),
         ("nolog@Begun 0", "the log cannot start: as it was told to"),
         ("panic@Taken 0", "as it was told to"),
         ("exit@Taken 0", "it ended before it had taken over"),
@@ -325,7 +325,7 @@ fn a_program_that_reads_other_records_is_refused() {
     let failing = Failing::with_clients(3);
     failing.tell("foreign@Begun 0");
     let ran = failing.lbd.lbctl(&["upgrade"]);
-    let why = "which takes over from records of version 98 to 99, and this one writes 3; restart the service instead";
+    let why = "which takes over from records of version 98 to 99, and this one writes 4; restart the service instead";
     assert!(ran.code == Some(1) && ran.err.contains(why), "{ran:?}");
     failing.all_are_served();
     assert_eq!(failing.status()["upgrades"], 0);

@@ -16,7 +16,7 @@ use super::process::mapped;
 /// The versions of the record that this program reads, the last of which it writes. To be raised by whatever makes an older
 /// program misread it: the workers' sections are not self-describing, those of the daemon are. The same goes for the argument
 /// by which a successor is told where it is.
-pub const VERSIONS: RangeInclusive<u32> = 3..=3;
+pub const VERSIONS: RangeInclusive<u32> = 4..=4;
 
 const MAGIC: [u8; 8] = *b"lbd\0over";
 /// Magic, version, checksum, length of the sections.
@@ -206,7 +206,7 @@ mod tests {
         type Change = fn(&mut Vec<u8>);
         for (change, sealed, why) in [
             ((|b| b[0] = b'x') as Change, true, "none of lbd's"),
-            (|b| b[8] = 99, true, "has version 99; this lbd reads 3 to 3"),
+            (|b| b[8] = 99, true, "has version 99; this lbd reads 4 to 4"),
             (|b| b[HEAD] ^= 1, true, "its checksum is another one"),
             (|b| b.truncate(b.len() - 1), true, "says that it has"),
             (|b| b.truncate(10), true, "cannot be read"),

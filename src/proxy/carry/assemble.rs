@@ -158,6 +158,9 @@ impl Worker {
     /// The first thing after a pause: what could not be done before, for it closes something.
     pub(in crate::proxy) fn take_up(&mut self) {
         self.retired.clear();
+        for (_, door) in &self.doors {
+            let _ = socket::keep_urgent_data_in_line(&door.socket); // a former version did not set it
+        }
         self.make_up_for();
         self.bury();
         self.plan_spares(); // the number of workers or the snapshot may be another
@@ -298,8 +301,8 @@ fn assembled(session: CarriedSession, found: Found, memory: &Memory) -> Session 
 }
 
 fn end(end: CarriedEnd) -> End {
-    let CarriedEnd { fd, readable, writable, fin, broken } = end;
-    End { fd: socket::own(fd), readable, writable, fin, broken }
+    let CarriedEnd { fd, readable, writable, fin, broken, stream, urgent, unix } = end;
+    End { readable, writable, fin, broken, stream, urgent, ..End::new(socket::own(fd), unix) }
 }
 
 pub(super) fn flow(flow: CarriedFlow, memory: &Memory) -> Flow {

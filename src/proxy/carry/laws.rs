@@ -44,13 +44,19 @@ fn names() -> Names {
 }
 
 fn end() -> impl Strategy<Value = CarriedEnd> {
-    any::<[bool; 4]>().prop_map(|[readable, writable, fin, broken]| CarriedEnd {
-        fd: 0,
-        readable,
-        writable,
-        fin,
-        broken,
-    })
+    let streams = [Stream::Open, Stream::Ended, Stream::Cut];
+    (any::<[bool; 6]>(), prop::sample::select(streams.to_vec())).prop_map(
+        |([readable, writable, fin, broken, urgent, unix], stream)| CarriedEnd {
+            fd: 0,
+            readable,
+            writable,
+            fin,
+            broken,
+            stream,
+            urgent,
+            unix,
+        },
+    )
 }
 
 fn flow() -> impl Strategy<Value = CarriedFlow> {
@@ -71,7 +77,7 @@ fn flow() -> impl Strategy<Value = CarriedFlow> {
 
 fn session() -> impl Strategy<Value = CarriedSession> {
     let states = [State::Preface, State::Queued, State::Pausing, State::Connecting, State::Relaying];
-    let uses = [SpareUse::Never, SpareUse::Serving, SpareUse::Failed];
+    let uses = [SpareUse::Never, SpareUse::Serving, SpareUse::Failed, SpareUse::Proven];
     let ends = (end(), end(), flow(), flow());
     let who = (0u32..2, 0u32..2, 0u32..3, prop::collection::vec(0u32..3, 0..3));
     let from = (any::<Option<([u8; 4], u16)>>(), any::<Option<([u16; 8], u16)>>(), prop::option::of(1u8..3));

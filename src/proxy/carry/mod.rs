@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::door::Hold;
+use super::relay::Stream;
 use super::session::{SpareUse, State};
 
 pub use assemble::{Assembled, Unfit};
@@ -153,6 +154,12 @@ pub struct CarriedEnd {
     pub fin: bool,
     /// The peer is found gone.
     pub broken: bool,
+    /// How its stream ended.
+    pub stream: Stream,
+    /// There is urgent data in its stream.
+    pub urgent: bool,
+    /// A Unix socket.
+    pub unix: bool,
 }
 
 /// One direction of a session.

@@ -115,8 +115,17 @@ fn session_of(key: usize, session: &Session, names: &mut Naming) -> CarriedSessi
 }
 
 pub(super) fn end(end: &End) -> CarriedEnd {
-    let End { fd, readable, writable, fin, broken } = end;
-    CarriedEnd { fd: fd.as_raw_fd(), readable: *readable, writable: *writable, fin: *fin, broken: *broken }
+    let End { fd, readable, writable, fin, broken, stream, urgent, unix, no_delay: _ } = end;
+    CarriedEnd {
+        fd: fd.as_raw_fd(),
+        readable: *readable,
+        writable: *writable,
+        fin: *fin,
+        broken: *broken,
+        stream: *stream,
+        urgent: *urgent,
+        unix: *unix,
+    }
 }
 
 pub(super) fn flow(flow: &Flow) -> CarriedFlow {

@@ -248,8 +248,9 @@ fn turn_of(session: &Session, due: Option<&Due>) -> Option<Turn> {
 
 impl End {
     fn take(&mut self, carried: &CarriedEnd) {
-        let CarriedEnd { fd: _, readable, writable, fin, broken } = carried;
+        let CarriedEnd { fd: _, readable, writable, fin, broken, stream, urgent, unix: _ } = carried;
         (self.readable, self.writable, self.fin, self.broken) = (*readable, *writable, *fin, *broken);
+        (self.stream, self.urgent) = (*stream, *urgent);
     }
 }
 

@@ -7,7 +7,7 @@ mod header;
 use std::net::SocketAddr;
 
 use super::memory::Memory;
-use super::relay::{Flow, SourceLost};
+use super::relay::{End, Flow, Stream};
 use super::session::{Session, State};
 use super::socket;
 use super::worker::Worker;
@@ -46,13 +46,13 @@ impl Worker {
         let heard = loop {
             match hear(up, client, &mut self.scratch, &self.limits.memory) {
                 // Here no edge would tell of the rest.
-                Ok(Heard::Partial) if client.readable => {}
+                Heard::Partial if client.readable => {}
                 heard => break heard,
             }
         };
         match heard {
-            Ok(Heard::Partial) => {}
-            Ok(Heard::Whole(origin)) => {
+            Heard::Partial => {}
+            Heard::Whole(origin) => {
                 let bytes = session.up.bytes;
                 session.listener.shards[self.index].bytes_in.add(bytes);
                 let sends = self.snapshot.pool(&session.pool.name).is_some_and(|pool| pool.send_proxy.is_some());
@@ -60,8 +60,8 @@ impl Worker {
                 session.state = State::Pausing;
                 self.place(key);
             }
-            Ok(Heard::Nobody) | Err(SourceLost(_)) => self.end(key, Cause::Client, Phase::Connect),
-            Ok(Heard::Bad(why)) => {
+            Heard::Nobody => self.end(key, Cause::Client, Phase::Connect),
+            Heard::Bad(why) => {
                 tracing::debug!(listener = session.listener.name.as_str(), peer = ?session.peer, "PROXY header: {why}");
                 self.refuse(key, Refusal::BadProxyHeader);
             }
@@ -70,15 +70,10 @@ impl Worker {
 }
 
 /// Reads what is there of a header. Bytes behind it stay in the flow and are counted as the client's.
-fn hear(
-    flow: &mut Flow,
-    client: &mut super::relay::End,
-    scratch: &mut [u8],
-    memory: &Memory,
-) -> Result<Heard, SourceLost> {
-    let count = flow.gather(client, &mut scratch[..LONGEST], memory)?;
+fn hear(flow: &mut Flow, client: &mut End, scratch: &mut [u8], memory: &Memory) -> Heard {
+    let count = flow.gather(client, &mut scratch[..LONGEST], memory);
     let bytes = &scratch[..count];
-    Ok(match decode(bytes) {
+    match decode(bytes) {
         Decoded::Whole(length, origin) => {
             flow.bytes += (count - length) as u64;
             flow.keep(&bytes[length..], memory);
@@ -89,9 +84,9 @@ fn hear(
             flow.keep(bytes, memory);
             Heard::Partial
         }
-        Decoded::Partial if count == 0 => Heard::Nobody,
+        Decoded::Partial if count == 0 || client.stream == Stream::Cut => Heard::Nobody,
         Decoded::Partial => Heard::Bad("the connection ended within it"),
-    })
+    }
 }
 
 impl Session {
@@ -108,15 +103,10 @@ impl Session {
     }
 
     /// Writes the header that the backend expects, together with the client's first bytes where they have come.
-    pub(super) fn write_preface(
-        &mut self,
-        version: ProxyVersion,
-        scratch: &mut [u8],
-        memory: &Memory,
-    ) -> Result<(), SourceLost> {
+    pub(super) fn write_preface(&mut self, version: ProxyVersion, scratch: &mut [u8], memory: &Memory) {
         let header = Header::new(version, self.origin());
-        let Some(server) = &mut self.server else { return Ok(()) };
-        self.up.open(header.as_bytes(), &mut self.client, server, scratch, memory)
+        let Some(server) = &mut self.server else { return };
+        self.up.open(header.as_bytes(), &mut self.client, server, scratch, memory);
     }
 
     fn origin(&self) -> Origin {

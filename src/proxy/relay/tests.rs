@@ -1,14 +1,15 @@
 //! The laws of one direction, over real sockets.
 
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use proptest::prelude::*;
 use socket2::{SockRef, Socket};
 
 use super::super::scratch::Scratch;
+use super::super::socket::keep_urgent_data_in_line;
 use super::super::testing::{Ears, Got, Over, break_off, get, pair, put};
-use super::{End, FRUGAL, Flow, HOLD, Memory, READS, SourceLost, Step, TURN, left_of_turn};
+use super::{End, FRUGAL, Flow, HOLD, Memory, READS, Step, Stream, TURN, left_of_turn};
 
 /// A direction from a writer to a reader.
 struct Way {
@@ -33,16 +34,16 @@ impl Way {
         self.ears.hear([&mut self.source, &mut self.sink], 1);
     }
 
-    fn pump(&mut self) -> Result<Step, SourceLost> {
+    fn pump(&mut self) -> Step {
         self.hear();
         self.flow.pump(&mut self.source, &mut self.sink, &mut self.scratch, &self.memory)
     }
 
     /// Pumps, as a worker would, until an event must come.
-    fn pump_on(&mut self) -> Result<Step, SourceLost> {
+    fn pump_on(&mut self) -> Step {
         loop {
             match self.pump() {
-                Ok(Step::Yield) => {}
+                Step::Yield => {}
                 other => return other,
             }
         }
@@ -56,7 +57,7 @@ impl Way {
             let n = put(&self.writer, &pattern(sent, 64 * 1024));
             idle = if n == 0 { idle + 1 } else { 0 };
             sent += n;
-            self.pump_on().unwrap();
+            self.pump_on();
         }
         sent
     }
@@ -65,7 +66,7 @@ impl Way {
     fn read_out(&mut self) -> (Vec<u8>, Got) {
         let (mut all, mut idle) = (Vec::new(), 0);
         loop {
-            let _ = self.pump_on();
+            self.pump_on();
             match get(&self.reader, 100_000) {
                 Got::Bytes(bytes) => {
                     all.extend(bytes);
@@ -104,7 +105,7 @@ proptest! {
                     way.writer.shutdown(std::net::Shutdown::Write).unwrap();
                 }
             }
-            done |= way.pump().unwrap() == Step::Done;
+            done |= way.pump() == Step::Done;
             match get(&way.reader, *reads.next().unwrap()) {
                 Got::Bytes(bytes) => got.extend(bytes),
                 Got::Nothing => {}
@@ -136,7 +137,7 @@ fn a_stalled_reader_stops_the_reading_and_loses_nothing() {
         assert!(0 < held && held <= HOLD as u64, "{over:?}: {held}");
         for _ in 0..10 {
             // Unheard: the kernel may yet find room for some more.
-            assert_eq!(way.flow.pump(&mut way.source, &mut way.sink, &mut way.scratch, &way.memory), Ok(Step::Wait));
+            assert_eq!(way.flow.pump(&mut way.source, &mut way.sink, &mut way.scratch, &way.memory), Step::Wait);
         }
         assert_eq!((way.flow.bytes, way.memory.held()), (bytes, held), "{over:?}: nothing more is read");
         let (got, last) = way.read_out();
@@ -152,11 +153,11 @@ fn the_end_is_passed_on_only_when_everything_before_it_is() {
         let mut way = Way::over(over);
         let sent = way.stuff();
         way.writer.shutdown(std::net::Shutdown::Write).unwrap();
-        way.pump_on().unwrap();
+        way.pump_on();
         assert!(!way.flow.closed);
         let (got, last) = way.read_out();
         assert!(got == pattern(0, sent) && last == Got::End, "{over:?}: {} of {sent}, {last:?}", got.len());
-        assert_eq!(way.pump(), Ok(Step::Done));
+        assert_eq!(way.pump(), Step::Done);
     }
 }
 
@@ -167,7 +168,7 @@ fn nothing_is_read_that_cannot_be_written() {
     way.hear();
     way.sink.writable = false;
     let step = way.flow.pump(&mut way.source, &mut way.sink, &mut way.scratch, &way.memory);
-    assert_eq!((step, way.flow.bytes), (Ok(Step::Wait), 0));
+    assert_eq!((step, way.flow.bytes), (Step::Wait, 0));
 }
 
 #[test]
@@ -180,13 +181,13 @@ fn a_busy_direction_yields_and_full_memory_makes_reads_small() {
         assert!(n > 0);
         sent += n;
     }
-    assert_eq!(way.pump(), Ok(Step::Yield));
+    assert_eq!(way.pump(), Step::Yield);
     assert_eq!(way.flow.bytes, 2 * FRUGAL as u64);
     assert!(way.read_out().0 == pattern(0, sent));
 }
 
 #[test]
-fn the_last_bytes_of_a_peer_that_broke_off_arrive_without_an_end() {
+fn the_last_bytes_of_a_peer_that_takes_none_arrive_and_then_the_end_it_gave() {
     let mut up = Way::over(Over::Unix);
     let Way { writer: client, reader: server, .. } = &up;
     put(client, b"a request that nobody reads");
@@ -195,14 +196,14 @@ fn the_last_bytes_of_a_peer_that_broke_off_arrive_without_an_end() {
         &mut up.reader,
         Socket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap())),
     ));
-    assert_eq!(up.pump(), Ok(Step::Done));
+    assert_eq!(up.pump(), Step::Done);
     assert!(up.sink.broken && up.flow.closed);
     let mut down = Flow::default();
     let step = down.pump(&mut up.sink, &mut up.source, &mut up.scratch, &up.memory);
-    assert_eq!(step, Ok(Step::Yield));
-    assert_eq!(down.pump(&mut up.sink, &mut up.source, &mut up.scratch, &up.memory), Ok(Step::Done));
+    assert_eq!(step, Step::Yield);
+    assert_eq!(down.pump(&mut up.sink, &mut up.source, &mut up.scratch, &up.memory), Step::Done);
     assert_eq!(get(&up.writer, 10), Got::Bytes(b"bye".into()));
-    assert_eq!(get(&up.writer, 10), Got::Nothing, "an end would make a cut answer look whole");
+    assert_eq!(get(&up.writer, 10), Got::End, "a Unix socket that is closed has ended");
     up.flow.drop_rest(&up.memory);
     assert_eq!(up.memory.held(), 0);
 }
@@ -211,13 +212,43 @@ fn the_last_bytes_of_a_peer_that_broke_off_arrive_without_an_end() {
 fn a_reset_is_told_and_what_came_before_it_is_passed_on() {
     let mut way = Way::over(Over::Tcp);
     put(&way.writer, b"last words");
-    assert_eq!(way.pump(), Ok(Step::Wait));
+    assert_eq!(way.pump(), Step::Wait);
     let Way { writer, mut source, mut sink, mut flow, mut scratch, memory, ears, reader } = way;
     break_off(writer);
     ears.hear([&mut source, &mut sink], 1000);
-    assert_eq!(flow.pump(&mut source, &mut sink, &mut scratch, &memory), Err(SourceLost(Errno::ECONNRESET)));
+    while flow.pump(&mut source, &mut sink, &mut scratch, &memory) == Step::Yield {}
+    assert!(flow.closed && !flow.whole && source.stream == Stream::Cut);
     assert_eq!(get(&reader, 100), Got::Bytes(b"last words".into()));
     assert_eq!(get(&reader, 100), Got::Nothing);
+}
+
+#[test]
+fn what_stands_behind_an_urgent_byte_arrives_in_order_and_at_once() {
+    for over in [Over::Tcp, Over::Unix] {
+        let mut way = Way::over(over);
+        keep_urgent_data_in_line(&way.source.fd).unwrap(); // as a dial and an accept do
+        put(&way.writer, b"abc");
+        if way.writer.send_out_of_band(b"X").is_err() {
+            continue; // Unix sockets have none where the kernel was built so
+        }
+        put(&way.writer, b"def");
+        way.pump_on();
+        assert_eq!(way.read_out(), (b"abcXdef".into(), Got::Nothing), "{over:?}");
+        assert!(!way.source.readable && !way.source.urgent, "{over:?}: it is drained");
+    }
+}
+
+#[test]
+fn a_short_read_of_a_unix_socket_leaves_nothing_behind() {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let mut way = Way::over(Over::Unix);
+    let rights = [way.reader.as_raw_fd()];
+    put(&way.writer, b"before, ");
+    let (words, control) = ([std::io::IoSlice::new(b"with a descriptor")], [ControlMessage::ScmRights(&rights)]);
+    sendmsg::<()>(way.writer.as_raw_fd(), &words, &control, MsgFlags::empty(), None).unwrap();
+    put(&way.writer, b", and after");
+    way.pump_on();
+    assert_eq!(way.read_out(), (b"before, with a descriptor, and after".into(), Got::Nothing));
 }
 
 #[test]
@@ -226,7 +257,7 @@ fn first_bytes_that_a_lost_sink_did_not_take_go_to_another() {
     drop(reader);
     put(&writer, b"hello");
     ears.hear([&mut source, &mut sink], 1000);
-    assert_eq!(flow.pump(&mut source, &mut sink, &mut scratch, &memory), Ok(Step::Done));
+    assert_eq!(flow.pump(&mut source, &mut sink, &mut scratch, &memory), Step::Done);
     assert!(sink.broken && !flow.sent && flow.is_holding());
     assert_eq!(memory.held(), 5);
 
@@ -235,7 +266,7 @@ fn first_bytes_that_a_lost_sink_did_not_take_go_to_another() {
     flow.reopen(&memory);
     put(&writer, b", world");
     ears.hear([&mut source, &mut sink], 1000);
-    while flow.pump(&mut source, &mut another, &mut scratch, &memory) == Ok(Step::Yield) {}
+    while flow.pump(&mut source, &mut another, &mut scratch, &memory) == Step::Yield {}
     assert_eq!(get(&reader, 100), Got::Bytes(b"hello, world".into()));
     assert_eq!((flow.bytes, memory.held()), (12, 0));
 }

@@ -12,7 +12,8 @@ use lbd::control::client::{ClientError, ask};
 use lbd::control::server::{Limits, serve};
 use lbd::control::socket::{self, ControlSocket};
 use lbd::control::{
-    Asked, LiveSessions, Place, Pools, ProblemLine, ReloadOutcome, Reply, Request, Roll, ShutdownMode, Target, Wait,
+    Asked, LiveSessions, Names, Place, Pools, ProblemLine, ReloadOutcome, Reply, Request, Roll, ShutdownMode, Target,
+    Wait,
 };
 use lbd::observe::{PoolStats, Stats};
 use nix::sys::signal::{Signal, kill};
@@ -49,7 +50,9 @@ impl Door {
         let path = dir.path().join("control.sock");
         let (listener, socket) = socket::bind(&Place::named(&path), 0o600, None).unwrap();
         let (sender, asks) = mpsc::channel(8);
-        let serving = tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), Roll::default(), sender, limits));
+        let names = Names::start(|| ()).unwrap();
+        let serving =
+            tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), Roll::default(), sender, limits, names));
         Self { asks, serving, path, _socket: socket, _dir: dir }
     }
 
@@ -149,7 +152,7 @@ async fn each_command_asks_what_it_says() {
 #[tokio::test]
 async fn the_supervisor_learns_who_asks() {
     let mut door = Door::open();
-    let mut child = door.lbctl(&["status"]).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = door.lbctl(&["enable", "web/a"]).stdout(Stdio::null()).spawn().unwrap();
     let asked = door.next().await;
     let known = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap();
     assert_eq!(asked.peer.user, known.map(|user| user.name));

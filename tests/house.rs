@@ -107,6 +107,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
         "nix",
         &[
             "proxy/",
+            "control/names.rs",
             "control/node.rs",
             "control/server.rs",
             "control/socket.rs",
@@ -115,6 +116,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
             "daemon/logging/",
             "daemon/mod.rs",
             "daemon/signals.rs",
+            "daemon/systemd.rs",
             "daemon/upgrade/",
             "bin/",
         ],
@@ -158,7 +160,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     // The control plane's runtime; a worker only holds the ends of channels.
     ("tokio", &["control/", "probe/", "proxy/worker.rs", "daemon/", "bin/"]),
     // Who acts logs; who is pure, but for the supervisor, has nothing to log.
-    ("tracing", &["control/server.rs", "proxy/", "daemon/"]),
+    ("tracing", &["control/names.rs", "control/server.rs", "proxy/", "daemon/"]),
     ("tracing_subscriber", &["daemon/logging.rs"]),
 ];
 

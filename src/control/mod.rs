@@ -2,6 +2,7 @@
 //! (`request`, `target`, `route`, `reply`, `place`); `socket`, `server` and `client` carry it. Deciding is the supervisor's.
 
 pub mod client;
+mod names;
 mod node;
 mod noted;
 mod place;
@@ -13,6 +14,7 @@ pub mod server;
 pub mod socket;
 mod target;
 
+pub use names::Names;
 pub use place::{Folder, Place};
 pub use reply::{ProblemLine, ReloadOutcome, Reply};
 pub use request::{Earnest, LiveSessions, Request, ShutdownMode, Upgrade, Wait};

@@ -55,6 +55,13 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it is told later who asked.
+    pub fn is_signed(&self) -> bool {
+        !matches!(self, Self::Status | Self::Stats { .. } | Self::Reload)
+    }
+}
+
 /// What is to take over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upgrade {

@@ -19,12 +19,12 @@ use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{MsgFlags, recv};
-use nix::unistd::User;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::names::Names;
 use super::noted::Noted;
 use super::roll::{Entry, Roll};
 use super::{Reply, Request, Unroutable, parse};
@@ -97,8 +97,8 @@ impl Default for Limits {
 /// answers are written, at most `limits.answer` later. Dropping the future cuts every connection.
 ///
 /// Requests not yet answered then are answered with a refusal. While `asks` is full, clients wait. `roll` tells who is
-/// connected; whom it has already, from a predecessor, is served like those who come.
-pub async fn serve(listener: UnixListener, roll: Roll, asks: mpsc::Sender<Asked>, limits: Limits) {
+/// connected; whom it has already, from a predecessor, is served like those who come. `names` tells who asks.
+pub async fn serve(listener: UnixListener, roll: Roll, asks: mpsc::Sender<Asked>, limits: Limits, names: Names) {
     let mut connections = JoinSet::new();
     // Those that have asked nothing yet, oldest first. Who waits for the supervisor is the supervisor's to bound.
     let mut silent: VecDeque<(Arc<AtomicBool>, AbortHandle)> = VecDeque::new();
@@ -106,7 +106,7 @@ pub async fn serve(listener: UnixListener, roll: Roll, asks: mpsc::Sender<Asked>
     for stream in roll.take_inherited() {
         let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) else { continue };
         let asked = Arc::new(AtomicBool::new(false));
-        let serving = serve_connection(stream, roll.clone(), asks.clone(), Arc::clone(&asked), limits);
+        let serving = serve_connection(stream, roll.clone(), asks.clone(), Arc::clone(&asked), limits, names.clone());
         silent.push_back((asked, connections.spawn(serving)));
     }
     loop {
@@ -123,7 +123,7 @@ pub async fn serve(listener: UnixListener, roll: Roll, asks: mpsc::Sender<Asked>
                         oldest.abort(); // an operator is not to wait for those who say nothing
                     }
                     let asked = Arc::new(AtomicBool::new(false));
-                    let serving = serve_connection(stream, roll.clone(), asks.clone(), Arc::clone(&asked), limits);
+                    let serving = serve_connection(stream, roll.clone(), asks.clone(), Arc::clone(&asked), limits, names.clone());
                     silent.push_back((asked, connections.spawn(serving)));
                 }
                 Err(error) => {
@@ -147,19 +147,18 @@ async fn serve_connection(
     asks: mpsc::Sender<Asked>,
     asked: Arc<AtomicBool>,
     limits: Limits,
+    names: Names,
 ) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let uid = credentials.uid();
-    let user = User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
-    let peer = Peer { uid, user };
 
     let answered = Arc::new(Notify::new());
     let entry = Arc::new(roll.enter(stream.as_raw_fd()));
     let service = service_fn(|request| {
-        let (asks, peer, entry) = (asks.clone(), peer.clone(), Arc::clone(&entry));
+        let (asks, names, entry) = (asks.clone(), names.clone(), Arc::clone(&entry));
         let (asked, answered) = (Arc::clone(&asked), Arc::clone(&answered));
         async move {
-            let response = respond(request, peer, &asks, &asked, &entry, limits).await;
+            let response = respond(request, uid, &names, &asks, &asked, &entry, limits).await;
             entry.is_answered();
             answered.notify_one();
             Ok::<_, Infallible>(response)
@@ -185,7 +184,8 @@ type Answer = Response<Full<Bytes>>;
 
 async fn respond(
     request: hyper::Request<Incoming>,
-    peer: Peer,
+    uid: u32,
+    names: &Names,
     asks: &mpsc::Sender<Asked>,
     asked: &AtomicBool,
     entry: &Entry,
@@ -202,6 +202,8 @@ async fn respond(
         Ok(request) => {
             asked.store(true, Relaxed);
             entry.asks();
+            let user = if request.is_signed() { names.of(uid).await } else { None };
+            let peer = Peer { uid, user };
             ask(request, peer, asks, entry.connection()).await
         }
         Err(error) => {

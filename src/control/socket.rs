@@ -167,20 +167,35 @@ impl ControlSocket {
         &self.path
     }
 
-    /// Why a group could not be given the socket, as far as can be known before.
-    ///
-    /// # Errors
-    /// There is no such group.
-    pub fn may_permit(&self, group: Option<&str>) -> Result<(), SocketError> {
-        group.map(find_group).transpose().map(|_| ())
+    /// For changes of its mode and group.
+    pub fn permissions(&self) -> Permissions {
+        Permissions { path: self.path.clone(), id: self.id }
     }
+}
 
-    /// Gives the socket other permission bits and another group (`None`: the daemon's own), while it is in use.
+/// Why a group could not be given a control socket, as far as can be known before. Asks the name service, which may hang.
+///
+/// # Errors
+/// There is no such group.
+pub fn may_permit(group: Option<&str>) -> Result<(), SocketError> {
+    group.map(find_group).transpose().map(|_| ())
+}
+
+/// Who may use a control socket.
+#[derive(Debug)]
+pub struct Permissions {
+    path: PathBuf,
+    id: node::Id,
+}
+
+impl Permissions {
+    /// Gives the socket other permission bits and another group (`None`: the daemon's own), while it is in use. Asks the name
+    /// service, which may hang.
     ///
     /// # Errors
     /// There is no such group, the daemon may not give the socket to it, or what is at the path is not the socket; the socket
     /// stays as it was.
-    pub fn permit(&self, mode: u32, group: Option<&str>) -> Result<(), SocketError> {
+    pub fn set(&self, mode: u32, group: Option<&str>) -> Result<(), SocketError> {
         let group = group.map(find_group).transpose()?;
         let node = Node::at(&self.path).ok().filter(|node| node.id() == self.id);
         let node = node.ok_or_else(|| SocketError::Replaced(self.path.clone()))?;

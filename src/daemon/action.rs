@@ -17,8 +17,10 @@ use crate::words::{Address, CheckSpec};
 /// Something to be done.
 #[derive(Debug)]
 pub enum Action {
-    /// Read and check the file; answered by `ConfigRead`.
+    /// Read and check the file; answered by `ConfigRead`, however late.
     ReadConfig,
+    /// Nobody wants what is being read any more; answered by `LateReadIsOver` instead.
+    ForgetRead,
     /// Bind these addresses, all or none; answered by `Bound` or `NotBound`.
     Bind(Vec<Address>),
     /// Put a snapshot in force, accept on what was bound for it, let go of what it no longer has; every worker

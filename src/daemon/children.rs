@@ -1,6 +1,7 @@
 //! Short-lived child processes: each is bounded in time, ended where nobody waits for it any more, waited for in any case, and
 //! counted. A child is its parent's: a program that is executed in place of this one would not know it, and it would stay for
-//! ever, running or defunct. So nothing is executed while one is under way.
+//! ever, running or defunct. So nothing is executed while one is under way. A thread of the runtime's starts it, for the file system
+//! that its program is on may hang.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 /// The longest that is heard of what one says, in bytes; who says more finds nobody listening.
@@ -44,15 +46,26 @@ pub enum Unheard {
     Late,
 }
 
+/// How much longer the start of one may take, than what it then does.
+const STARTS: Duration = Duration::from_secs(1);
+
 /// Runs a command with `input` to read. Dropping the future ends the child too.
 pub async fn run(mut command: Command, input: Vec<u8>, patience: Duration) -> Result<Ended, Unheard> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let counted = Counted::begins();
-    let child = command.spawn().map_err(Unheard::NotStarted)?;
     let (tell, told) = oneshot::channel();
     // A task of its own: whoever asked may go, and the child must be waited for all the same.
-    tokio::spawn(see_to_its_end(child, input, patience, tell, counted));
-    told.await.unwrap_or_else(|_| Err(Unheard::Lost(io::ErrorKind::BrokenPipe.into())))
+    tokio::spawn(async move {
+        match spawn_blocking(move || command.spawn()).await {
+            Ok(Ok(child)) => see_to_its_end(child, input, patience, tell, counted).await,
+            Ok(Err(e)) => drop(tell.send(Err(Unheard::NotStarted(e)))),
+            Err(e) => drop(tell.send(Err(Unheard::NotStarted(io::Error::other(e))))),
+        }
+    });
+    match timeout(patience + STARTS, told).await {
+        Ok(heard) => heard.unwrap_or_else(|_| Err(Unheard::Lost(io::ErrorKind::BrokenPipe.into()))),
+        Err(_) => Err(Unheard::Late),
+    }
 }
 
 async fn see_to_its_end(

@@ -2,12 +2,10 @@
 //! It hardly decides anything; what comes of an action goes back as an event.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -18,14 +16,15 @@ use tracing::{error, warn};
 use super::action::{Action, Doors, Exit, Notice};
 use super::crew::Crew;
 use super::event::{AskId, BackendKey, Event, FileRead, Job};
+use super::files::{Files, Read};
 use super::logging::Logging;
 use super::sockets::Sockets;
+use super::stall::{Calls, Outside};
 use super::state::Keeper;
 use super::systemd::Notifier;
 use super::unit;
 use super::upgrade::{Standing, Target};
 use super::watch::{Timing, Watcher};
-use crate::config::Config;
 use crate::control::server::{answer_late, has_gone};
 use crate::control::socket::ControlSocket;
 use crate::control::{Reply, Roll};
@@ -33,9 +32,6 @@ use crate::probe::Prober;
 use crate::proxy::{self, Command, Limits, Line};
 use crate::snapshot::{Publisher, Revision};
 use crate::words::{Address, Generation};
-
-/// The longest file that is read, in bytes; one byte more tells the parser that it is too long.
-const MOST_READ: u64 = 1024 * 1024 + 1;
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone)]
@@ -99,6 +95,14 @@ pub struct Effects {
     pub source: Source,
     /// What was read before there was a supervisor.
     pub first: Option<FileRead>,
+    /// What reads the file.
+    pub files: Files,
+    /// Nobody wants any more what it reads.
+    pub forgotten: bool,
+    /// The watcher's calls to the file system.
+    pub watching: Calls,
+    /// Whatever may hang outside.
+    pub outside: Vec<Outside>,
     /// Where the watcher says that the file has changed.
     pub changed: mpsc::Sender<()>,
     /// Present while changes of the file are to be applied by themselves.
@@ -139,7 +143,8 @@ impl Effects {
     /// Performs an action; what comes of it is added to `events`. Returns how the daemon ends, where it does.
     pub fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) -> Option<Exit> {
         match action {
-            Action::ReadConfig => events.push_back(Event::ConfigRead(self.read_config())),
+            Action::ReadConfig => events.extend(self.read_config().map(Event::ConfigRead)),
+            Action::ForgetRead => self.forgotten = true,
             Action::Bind(addresses) => events.push_back(self.bind(addresses)),
             Action::Publish { snapshot, doors } => {
                 let revision = snapshot.revision;
@@ -175,39 +180,39 @@ impl Effects {
             }
             Action::SetLogLevel(level) => self.logging.set_level(level),
             Action::SetWatch(on) => self.watch(on),
-            Action::SetControl(control) => {
-                if let Err(e) = self.control.permit(control.mode, control.group.as_deref()) {
-                    error!("{e}");
-                }
-            }
+            Action::SetControl(control) => self.files.permit(self.control.permissions(), control),
             Action::Notify(notice) => self.notify(notice),
             Action::Exit(exit) => return Some(exit),
         }
         None
     }
 
-    fn read_config(&mut self) -> FileRead {
+    /// Has the file read; what is known at once is returned.
+    fn read_config(&mut self) -> Option<FileRead> {
         if let Some(first) = self.first.take() {
-            return first;
+            return Some(first);
         }
         match &self.source {
-            Source::Demo => FileRead::Unreadable("the demo has no file to read; start lbd with --config FILE".into()),
+            Source::Demo => {
+                Some(FileRead::Unreadable("the demo has no file to read; start lbd with --config FILE".into()))
+            }
+            Source::File(path) if self.files.read(path) => None,
             Source::File(path) => {
-                let (read, content) = read_file(path);
-                if let Some(watcher) = &self.watcher {
-                    watcher.has_read(&content);
-                }
-                self.seen = content;
-                match read {
-                    // Everything that can fail is to fail before the swap.
-                    FileRead::Right(config) => match self.control.may_permit(config.control.group.as_deref()) {
-                        Ok(()) => FileRead::Right(config),
-                        Err(e) => FileRead::Unreadable(e.to_string()),
-                    },
-                    read => read,
-                }
+                Some(FileRead::Unreadable(format!("{}: its file system does not answer", path.display())))
             }
         }
+    }
+
+    /// The file was read.
+    pub fn has_read(&mut self, (read, content): Read) -> Event {
+        if std::mem::take(&mut self.forgotten) {
+            return Event::LateReadIsOver;
+        }
+        if let Some(watcher) = &self.watcher {
+            watcher.has_read(&content);
+        }
+        self.seen = content;
+        Event::ConfigRead(read)
     }
 
     fn bind(&mut self, addresses: Vec<Address>) -> Event {
@@ -242,7 +247,8 @@ impl Effects {
         if !on {
             return;
         }
-        match Watcher::start(path, &self.seen, self.changed.clone(), Timing::default()) {
+        let watcher = Watcher::start(path, &self.seen, self.changed.clone(), Timing::default(), self.watching.clone());
+        match watcher {
             Ok(watcher) => self.watcher = Some(watcher),
             Err(e) => warn!(path = %path.display(), "the file cannot be watched: {e}; apply changes with lbctl reload"),
         }
@@ -272,6 +278,12 @@ impl Effects {
         let turned = self.crew.lines.iter().map(Line::turned).min().unwrap_or_default();
         let is_news = turned > std::mem::replace(&mut self.turned, turned);
         is_news.then_some(Event::Turned(turned))
+    }
+
+    /// Tells of what hangs outside, or does no longer.
+    pub fn look_outside(&mut self) {
+        let now = super::now().micros;
+        self.outside.iter_mut().for_each(|outside| outside.look(now));
     }
 
     fn ask_job(&self, events: &mut VecDeque<Event>) {
@@ -339,33 +351,4 @@ async fn warn_of_a_mute_manager() {
              up to drain_timeout; see that D-Bus runs (Debian: the package dbus)"
         );
     }
-}
-
-/// Reads and checks a file; returns its content too.
-pub fn read_file(path: &Path) -> (FileRead, Vec<u8>) {
-    let name = path.display().to_string();
-    match read_some(path) {
-        Ok(content) => match Config::parse(&content) {
-            Ok(config) => (FileRead::Right(Box::new(config)), content),
-            Err(problems) => (FileRead::Wrong(name, problems), content),
-        },
-        Err(e) => {
-            let mend = match e.kind() {
-                ErrorKind::NotFound => "; create it, or name another with --config",
-                ErrorKind::PermissionDenied => "; let the user that lbd runs as read it",
-                _ => "",
-            };
-            (FileRead::Unreadable(format!("{name}: {e}{mend}")), Vec::new())
-        }
-    }
-}
-
-fn read_some(path: &Path) -> io::Result<Vec<u8>> {
-    // A FIFO or a device would keep the reader for ever.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "is no regular file"));
-    }
-    let mut content = Vec::new();
-    fs::File::open(path)?.take(MOST_READ).read_to_end(&mut content)?;
-    Ok(content)
 }

@@ -113,6 +113,8 @@ pub enum Event {
     ReloadAsked(ReloadBy),
     /// It was read.
     ConfigRead(FileRead),
+    /// The read that was to be forgotten has come to an end.
+    LateReadIsOver,
     /// The addresses asked for are bound: each as asked for, and as it is (port 0 has a number now).
     Bound(BTreeMap<Address, Address>),
     /// Not all could be bound, so none is; each with the reason.

@@ -8,10 +8,12 @@ pub mod crew;
 pub mod demo;
 pub mod effects;
 pub mod event;
+pub mod files;
 pub mod logging;
 pub mod signals;
 pub mod sockets;
 mod sources;
+mod stall;
 pub mod state;
 pub mod supervisor;
 pub mod systemd;
@@ -32,8 +34,8 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::{Config, Workers};
-use crate::control::Place;
 use crate::control::server::{self, Asked};
+use crate::control::{Names, Place};
 use crate::probe::Prober;
 use crate::proxy::{self, Limits, Setup, Worker};
 use crate::snapshot::publish_first;
@@ -43,7 +45,9 @@ use beginning::Origin;
 use crew::Crew;
 use effects::{Effects, Source};
 use event::{Event, FileRead, Now, ReloadBy};
+use files::Files;
 use sources::Sources;
+use stall::{Calls, Outside};
 use supervisor::{Facts, Supervisor};
 use upgrade::{Heritage, or_back};
 
@@ -55,6 +59,9 @@ const OUTCOMES: usize = 1024;
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long the last answers and the last lines of the log may take at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What may hang outside.
+const FILE: &str = "the file system of the configuration file, or the name service that is asked for a group,";
 
 /// What the daemon is started with.
 #[derive(Debug)]
@@ -84,9 +91,12 @@ pub type Broken = String;
 pub fn run(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(signals::leave_to_others)
         .build()
         .map_err(|e| or_back(format!("the runtime cannot start: {e}")))?;
-    runtime.block_on(serve(start, logging, ready))
+    let served = runtime.block_on(serve(start, logging, ready));
+    runtime.shutdown_background(); // a thread of it may hang
+    served
 }
 
 /// What is there once the daemon serves.
@@ -110,8 +120,10 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
             ready(&Ready { listening: &effects.sockets.addresses(), control: effects.control.path() });
         }
         let deadline = supervisor.next_deadline().unwrap_or_else(|| Instant::now() + IDLE);
+        let deadline = effects.notifier.catch_up(Instant::now()).map_or(deadline, |again| deadline.min(again));
         let next = sources.next(&mut effects, deadline).await;
         events.extend(effects.turned());
+        effects.look_outside();
         // Who has gone is not in the way of who comes; but who comes and goes has come first.
         let (late, gone): (Vec<_>, Vec<_>) = effects
             .gone()
@@ -162,7 +174,8 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         warn!(descriptors, "the limit of descriptors cannot be raised ({e}); there will be fewer sessions");
     }
     let limits = Arc::new(Limits::new(descriptors, start.config.process.buffer_memory));
-    let notifier = systemd::Notifier::new();
+    let (reading, watching, telling) = (Calls::default(), Calls::default(), Calls::default());
+    let notifier = systemd::Notifier::new(telling.clone());
     let config_path = match &start.source {
         Source::File(path) => Some(path.display().to_string()),
         Source::Demo => None,
@@ -170,6 +183,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let folder = state::folder().filter(|_| config_path.is_some());
     let (keeper, written, kept) =
         state::keep_in(folder.as_deref()).map_err(kernel("the thread that keeps decisions cannot start"))?;
+    let (files, read) = Files::start(reading.clone()).map_err(kernel("the thread that reads the file cannot start"))?;
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -206,7 +220,9 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
     let connected = (roll.clone(), control_door.as_raw_fd());
     let door = tokio::net::UnixListener::from_std(control_door).map_err(kernel("the control socket cannot be used"))?;
-    let serving = tokio::spawn(server::serve(door, roll, ask_sender, server::Limits::default()));
+    let names =
+        Names::start(signals::leave_to_others).map_err(kernel("the thread that asks for names cannot start"))?;
+    let serving = tokio::spawn(server::serve(door, roll, ask_sender, server::Limits::default(), names));
     let (probe_sender, probes) = mpsc::channel(OUTCOMES);
     let (changed_sender, changed) = mpsc::channel(1);
     let (job_sender, job) = mpsc::channel(1);
@@ -219,6 +235,13 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         notifier,
         logging: logging.clone(),
         first: None,
+        files,
+        forgotten: false,
+        watching: watching.clone(),
+        outside: vec![
+            Outside::new(FILE, "changes of it are not seen, and what is in force stays", vec![reading, watching]),
+            Outside::new("systemd", "it does not hear how lbd is doing", vec![telling]),
+        ],
         changed: changed_sender,
         watcher: None,
         seen,
@@ -242,6 +265,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         signals,
         asks,
         changed,
+        read,
         acknowledged,
         probes,
         outcomes,

@@ -11,6 +11,7 @@ use tokio::time::{sleep, sleep_until};
 
 use super::effects::{Asker, Effects};
 use super::event::{AskId, BackendKey, Event, Job, ReloadBy};
+use super::files::Read;
 use super::{children, signals, state, upgrade};
 use crate::control::server::Asked;
 use crate::probe::{ProbeError, Probed};
@@ -26,6 +27,7 @@ pub struct Sources {
     pub signals: signals::Signals,
     pub asks: mpsc::Receiver<Asked>,
     pub changed: mpsc::Receiver<()>,
+    pub read: mpsc::Receiver<Read>,
     pub acknowledged: Arc<Notify>,
     pub probes: mpsc::Receiver<Probed<BackendKey>>,
     pub outcomes: mpsc::Receiver<Outcome>,
@@ -79,6 +81,7 @@ impl Sources {
                     self.held = Some((checked, Instant::now() + LATEST));
                     continue;
                 }
+                Some(read) = self.read.recv() => effects.has_read(read),
                 Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
                 () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
                 Some(probed) = self.probes.recv() => told_by_probe(probed),

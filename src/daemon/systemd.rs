@@ -1,15 +1,24 @@
 //! Tells systemd how the daemon is doing (sd_notify(3)). Says nothing where no NOTIFY_SOCKET is set.
-//! When to say what is the supervisor's; the one rule kept here is what each message consists of. Takes what
-//! systemd passes at the start, too. One of the five files with `unsafe`.
+//! When to say what is the supervisor's; the one rule kept here is what each message consists of. Never waits: what a manager that
+//! does not read has no room for is said later, the last of each kind. Takes what systemd passes at the start, too. One of the five
+//! files with `unsafe`.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt::Write;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sd_notify::NotifyState;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
+use super::now;
+use super::stall::Calls;
 use crate::words::Address;
 
 /// How the names of sockets begin that are in the store. No socket unit is called so: the name of a unit, which is what its
@@ -20,49 +29,92 @@ const LONGEST: usize = 255;
 /// Descriptors a message; the kernel takes 253.
 const BATCH: usize = 128;
 
+/// When to try again to say what there was no room for: the first time, and at most.
+const SOON: Duration = Duration::from_millis(10);
+const LATEST: Duration = Duration::from_secs(1);
+/// Messages that may wait: one of each kind, and those about the store. What finds no room is dropped, the oldest first.
+const PENDING: usize = 1024;
+
+/// What a message is about: of each kind the last one counts, but for sockets to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Ready,
+    Status,
+    Reloading,
+    Stopping,
+    Extend,
+    Watchdog,
+    Store(String),
+    Forget(String),
+}
+
+/// What could not be said yet.
+#[derive(Debug)]
+struct Message {
+    kind: Kind,
+    text: String,
+    descriptors: Vec<OwnedFd>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    messages: VecDeque<Message>,
+    /// When it is tried again, and how long was waited last.
+    next: Option<(Instant, Duration)>,
+}
+
 /// The service manager's ear.
 ///
 /// The variables stay in the environment: a binary executed in place needs them too.
 #[derive(Debug, Default)]
 pub struct Notifier {
+    /// Open for life: it must not fail for want of descriptors.
+    socket: Option<UnixDatagram>,
+    manager: Option<UnixAddr>,
+    pending: RefCell<Pending>,
+    /// That the manager is waited for.
+    calls: Calls,
     /// So that a manager that does not listen is logged once, not each second.
     complained: AtomicBool,
 }
 
 impl Notifier {
-    /// A notifier for the NOTIFY_SOCKET of the environment.
-    pub fn new() -> Self {
-        Self::default()
+    /// A notifier for the NOTIFY_SOCKET of the environment. `calls` shows when the manager does not read.
+    pub fn new(calls: Calls) -> Self {
+        let manager = std::env::var_os("NOTIFY_SOCKET").and_then(|path| match path.as_bytes() {
+            [b'@', name @ ..] => UnixAddr::new_abstract(name).ok(),
+            path => UnixAddr::new(path).ok(),
+        });
+        let socket = manager.and_then(|_| UnixDatagram::unbound().ok());
+        Self { socket, manager, calls, ..Self::default() }
     }
 
     /// Start or reload is over. Must follow every [`Notifier::reloading`], of a refused reload too, or the
     /// unit stays in "reloading" until it is killed.
     pub fn ready(&self, status: &str) {
-        self.tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
+        self.tell(Kind::Ready, format!("READY=1\nSTATUS={}\n", one_line(status)));
     }
 
     /// The line that `systemctl status` shows.
     pub fn status(&self, text: &str) {
-        self.tell(&[NotifyState::Status(&one_line(text))]);
+        self.tell(Kind::Status, format!("STATUS={}\n", one_line(text)));
     }
 
     /// A reload begins.
     pub fn reloading(&self) {
         // systemd 253 and later take RELOADING=1 only with the time at which it was said.
-        match NotifyState::monotonic_usec_now() {
-            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
-            Err(_) => self.tell(&[NotifyState::Reloading]),
-        }
+        self.tell(Kind::Reloading, format!("RELOADING=1\nMONOTONIC_USEC={}\n", now().micros));
     }
 
     /// The stop begins.
     pub fn stopping(&self, status: &str) {
-        self.tell(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
+        self.tell(Kind::Stopping, format!("STOPPING=1\nSTATUS={}\n", one_line(status)));
     }
 
     /// The start or stop may take `more` from now; to be repeated at least twice within that time.
     pub fn extend_timeout(&self, more: Duration) {
-        self.tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(more.as_micros()).unwrap_or(u32::MAX))]);
+        let micros = u32::try_from(more.as_micros()).unwrap_or(u32::MAX);
+        self.tell(Kind::Extend, format!("EXTEND_TIMEOUT_USEC={micros}\n"));
     }
 
     /// Whether anybody listens.
@@ -75,24 +127,24 @@ impl Notifier {
     ///
     /// # Errors
     /// They cannot be sent: the next restart will have to bind the address anew.
-    pub fn store(&self, name: &str, sockets: &[OwnedFd]) -> std::io::Result<()> {
+    pub fn store(&self, name: &str, sockets: &[OwnedFd]) -> io::Result<()> {
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         for batch in sockets.chunks(BATCH) {
             // FDPOLL=0: or systemd takes a socket out as soon as it looks broken to it.
-            let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-            sd_notify::notify_with_fds(&states, batch)?;
+            let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
+            self.say(Kind::Store(name.to_owned()), text, batch)?;
         }
         Ok(())
     }
 
     /// Takes everything of this name out of the store.
     pub fn forget(&self, name: &str) {
-        self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        self.tell(Kind::Forget(name.to_owned()), format!("FDSTOREREMOVE=1\nFDNAME={name}\n"));
     }
 
     /// Every part of the process turns.
     pub fn watchdog(&self) {
-        self.tell(&[NotifyState::Watchdog]);
+        self.tell(Kind::Watchdog, "WATCHDOG=1\n".to_owned());
     }
 
     /// How often to call [`Notifier::watchdog`]: half of what systemd tolerates. `None`: it does not watch.
@@ -100,17 +152,93 @@ impl Notifier {
         sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| limit / 2)
     }
 
-    fn tell(&self, states: &[NotifyState<'_>]) {
-        self.complain(sd_notify::notify(states));
+    /// Says what there was no room for, where it is time; returns when to call it again, where anything is left.
+    pub fn catch_up(&self, now: Instant) -> Option<Instant> {
+        let mut pending = self.pending.borrow_mut();
+        let (at, waited) = pending.next?;
+        if at > now {
+            return Some(at);
+        }
+        while let Some(Message { text, descriptors, .. }) = pending.messages.front() {
+            let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+            match self.send(text, &descriptors) {
+                Err(e) if is_full(&e) => {
+                    let wait = (waited * 2).min(LATEST);
+                    pending.next = Some((now + wait, wait));
+                    return Some(now + wait);
+                }
+                told => self.complain(told),
+            }
+            pending.messages.pop_front();
+        }
+        pending.next = None;
+        self.calls.end();
+        None
     }
 
-    fn complain(&self, told: std::io::Result<()>) {
+    fn tell(&self, kind: Kind, text: String) {
+        let told = self.say(kind, text, &[]);
+        self.complain(told);
+    }
+
+    /// Says it now, or after what waits already.
+    fn say(&self, kind: Kind, text: String, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut pending = self.pending.borrow_mut();
+        if pending.messages.is_empty() {
+            match self.send(&text, descriptors) {
+                Err(e) if is_full(&e) => {
+                    pending.next = Some((Instant::now() + SOON, SOON));
+                    self.calls.begin();
+                }
+                told => return told,
+            }
+        }
+        let descriptors = descriptors.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<_>>()?;
+        pending.push(Message { kind, text, descriptors });
+        Ok(())
+    }
+
+    fn send(&self, text: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let Some(manager) = &self.manager else { return Ok(()) };
+        let fresh = if self.socket.is_none() { Some(UnixDatagram::unbound()?) } else { None };
+        let Some(socket) = self.socket.as_ref().or(fresh.as_ref()) else { return Ok(()) };
+        let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let rights = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        sendmsg(socket.as_raw_fd(), &[IoSlice::new(text.as_bytes())], rights, flags, Some(manager))?;
+        Ok(())
+    }
+
+    fn complain(&self, told: io::Result<()>) {
         if let Err(error) = told
             && !self.complained.swap(true, Ordering::Relaxed)
         {
             tracing::debug!(%error, "systemd cannot be told of the daemon's state");
         }
     }
+}
+
+impl Pending {
+    /// In place of what it makes void.
+    fn push(&mut self, message: Message) {
+        self.messages.retain(|earlier| match (&earlier.kind, &message.kind) {
+            (Kind::Store(_), Kind::Store(_)) => true,
+            (Kind::Store(stored), Kind::Forget(forgotten)) => stored != forgotten,
+            // Each has the status with it.
+            (Kind::Status, Kind::Ready | Kind::Stopping) => false,
+            (earlier, now) => earlier != now,
+        });
+        if self.messages.len() >= PENDING {
+            self.messages.pop_front();
+        }
+        self.messages.push_back(message);
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR | Errno::ETOOMANYREFS))
 }
 
 /// What systemd has passed to the process: sockets of its own socket units, and what is in the store of the unit, each
@@ -174,7 +302,6 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixDatagram;
     use std::process::Command;
 
     /// Set for the copy of this test program that plays the daemon: sd_notify reads the environment, and
@@ -184,7 +311,7 @@ mod tests {
     /// Runs `test` again in a process of its own, where it comes here to `play`; here, what systemd then received.
     fn heard(test: &str, variables: &[(&str, &str)], play: fn(&Notifier)) -> Option<Vec<String>> {
         if std::env::var_os(PLAY).is_some() {
-            play(&Notifier::new());
+            play(&Notifier::new(Calls::default()));
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -283,5 +410,57 @@ mod tests {
             systemd.watchdog();
             assert!(systemd.complained.load(Ordering::Relaxed));
         });
+    }
+
+    /// A manager that has read nothing for so long that there is no room left.
+    fn full(folder: &std::path::Path) -> (UnixDatagram, Notifier) {
+        let path = folder.join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let notifier = Notifier {
+            socket: Some(UnixDatagram::unbound().unwrap()),
+            manager: Some(UnixAddr::new(&path).unwrap()),
+            ..Notifier::default()
+        };
+        while notifier.pending.borrow().messages.is_empty() {
+            notifier.watchdog();
+        }
+        manager.set_nonblocking(true).unwrap();
+        (manager, notifier)
+    }
+
+    fn read(manager: &UnixDatagram) -> Vec<String> {
+        let mut room = [0; 1024];
+        let message = || manager.recv(&mut room).ok().map(|n| String::from_utf8_lossy(&room[..n]).into());
+        std::iter::from_fn(message).filter(|said: &String| said != "WATCHDOG=1\n").collect()
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_keeps_nobody_and_hears_the_last_of_each_kind_once_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let (manager, notifier) = full(folder.path());
+        let socket = || [OwnedFd::from(UnixDatagram::unbound().unwrap())];
+        for turn in 0..1000 {
+            notifier.reloading();
+            notifier.status("reads");
+            notifier.ready(&format!("generation {turn}"));
+            notifier.store("lbd/a", &socket()).unwrap();
+            notifier.forget("lbd/a");
+            notifier.watchdog();
+        }
+        notifier.store("lbd/b", &socket()).unwrap();
+        notifier.store("lbd/b", &socket()).unwrap();
+        let now = Instant::now();
+        let again = notifier.catch_up(now + LATEST).expect("there is no room yet");
+        assert!(again > now + LATEST && again <= now + LATEST * 2);
+        assert!(notifier.catch_up(now + LATEST).is_some(), "it is not time yet");
+        read(&manager);
+        assert_eq!(notifier.catch_up(again), None);
+        let said = read(&manager);
+        assert!(said[0].starts_with("RELOADING=1"), "{said:?}");
+        let store = "FDSTORE=1\nFDNAME=lbd/b\nFDPOLL=0\n";
+        let rest = ["READY=1\nSTATUS=generation 999\n", "FDSTOREREMOVE=1\nFDNAME=lbd/a\n", store, store];
+        assert_eq!(said[1..], rest, "in the order in which they were said");
+        notifier.status("as usual");
+        assert_eq!(read(&manager), ["STATUS=as usual\n"]);
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::signals::leave_to_others;
+use super::stall::Calls;
 use chain::Chain;
 
 /// Bytes of the file that are compared; of what is beyond them only how many there are.
@@ -49,12 +50,18 @@ pub struct Watcher {
 
 impl Watcher {
     /// Watches the file at `path`, of which `content` has been read so far. Each time it is seen to be another one,
-    /// and then once, `changed` gets a message; where one is still waiting there, that one tells of this change too.
+    /// and then once, `changed` gets a message; where one is still waiting there, that one tells of this change too. `calls` shows when it is at the file system.
     ///
     /// # Errors
     /// Where no thread can be had, or `path` is relative and there is no working directory.
-    pub fn start(path: &Path, content: &[u8], changed: mpsc::Sender<()>, timing: Timing) -> io::Result<Self> {
-        Self::start_with(path, content, changed, timing, listen)
+    pub fn start(
+        path: &Path,
+        content: &[u8],
+        changed: mpsc::Sender<()>,
+        timing: Timing,
+        calls: Calls,
+    ) -> io::Result<Self> {
+        Self::start_with(path, content, changed, timing, listen, calls)
     }
 
     fn start_with(
@@ -63,8 +70,10 @@ impl Watcher {
         changed: mpsc::Sender<()>,
         timing: Timing,
         listen: Listen,
+        calls: Calls,
     ) -> io::Result<Self> {
         let mut lookout = Lookout::new(path, content, changed, timing, listen)?;
+        lookout.calls = calls;
         let shared = Arc::clone(&lookout.shared);
         thread::Builder::new().name("lbd-watch".into()).spawn(move || {
             leave_to_others();
@@ -183,6 +192,8 @@ struct Lookout {
     shared: Arc<Shared>,
     listen: Listen,
     ear: Option<RecommendedWatcher>,
+    /// To the file system, which may hang.
+    calls: Calls,
     /// What has been logged already, and is not to be logged again while it lasts.
     said_deaf: bool,
     said_gone: bool,
@@ -209,14 +220,31 @@ impl Lookout {
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
         let path = std::path::absolute(path)?;
-        Ok(Self { path, changed, timing, shared, listen, ear: None, said_deaf: false, said_gone: false })
+        Ok(Self {
+            path,
+            changed,
+            timing,
+            shared,
+            listen,
+            ear: None,
+            calls: Calls::default(),
+            said_deaf: false,
+            said_gone: false,
+        })
     }
 
     fn run(&mut self) {
         loop {
             // In this order: what changes after the watches are set is told by them.
-            self.watch();
-            if self.look().is_err() || self.wait() == Woken::Stop {
+            let calls = self.calls.clone();
+            if calls
+                .make(|| {
+                    self.watch();
+                    self.look()
+                })
+                .is_err()
+                || self.wait() == Woken::Stop
+            {
                 return;
             }
         }

@@ -60,6 +60,10 @@ happenings! {
     Shortage = "shortage", "4a236549ba9a447990159ec85b2e4012";
     /// There are descriptors and places again.
     ShortageOver = "shortage-over", "f6f63fe8336e4281842b1014d653496a";
+    /// A file system, a name service or the service manager does not answer; lbd does not wait for it.
+    Stalled = "stalled", "5fa50fb5e2ab4bb2949355d2192757bf";
+    /// It answers again.
+    StallOver = "stall-over", "675df77f81804f90b33c35b9746d4ee9";
     /// A session has ended, where `log.connections` asks for it.
     SessionEnded = "session-ended", "8b5a8568e5904a5680c174a2acad9ed8";
 }

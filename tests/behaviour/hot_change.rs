@@ -2,10 +2,11 @@
 //! and a file that is wrong changes nothing.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -15,6 +16,7 @@ use crate::backend::{Backend, echo, greeting, named};
 use crate::client::{End, connect, connect_from, echoes, end_of, until, who};
 use crate::daemon::{Lbd, web};
 use crate::load::Load;
+use crate::skip::skipped;
 
 #[test]
 fn twenty_changes_in_every_way_under_load_and_nobody_notices() {
@@ -283,4 +285,57 @@ fn what_takes_effect_at_restart_only_is_said() {
     let ran = lbd.reload(&file.replace("workers: 2", "workers: 3"));
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.out.contains("process.workers") && ran.out.contains("restart"), "{ran:?}");
+}
+
+/// Keeps whoever opens a file waiting, as a file system that is away does, for as long as it is there (fcntl(2), F_SETLEASE; the
+/// kernel gives up after 45 s).
+struct Away(Child);
+
+impl Away {
+    /// `None` where this machine's perl or file system has no leases.
+    fn file(path: &Path) -> Option<Self> {
+        // F_SETSIG to SIGURG, which does nothing; then F_SETLEASE to F_WRLCK.
+        let lease = "open(my $f, '+<', $ARGV[0]) or exit 1; fcntl($f, 10, 23) && fcntl($f, 1024, 1) or exit 1; \
+                     $| = 1; print \"held\\n\"; <STDIN>";
+        let mut perl = Command::new("perl");
+        perl.args(["-e", lease]).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut away = Self(perl.spawn().ok()?);
+        let mut said = String::new();
+        BufReader::new(away.0.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        (said == "held\n").then_some(away)
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_file_system_that_is_away_holds_up_nobody_but_who_wants_the_file_read() {
+    let a = Backend::start(echo);
+    let config = web(&[("a", &a)], "health_check: { interval: 100ms }") + "watch: false\n";
+    let lbd = Lbd::start(&config);
+    fs::write(lbd.file(), config.replace("100ms", "101ms")).unwrap();
+    let Some(away) = Away::file(&lbd.file()) else { return skipped("no lease of a file can be had") };
+    let mut reloads: Vec<Child> =
+        (0..3).map(|_| lbd.lbctl_command(&["reload"]).stdout(Stdio::null()).spawn().unwrap()).collect();
+    let probes = || lbd.backend("web/a")["probes_ok"].as_u64().unwrap();
+    for turn in 0..3 {
+        let before = probes();
+        until("probes go on", || (probes() > before).then_some(()));
+        lbd.done(&["drain", "web/a", "--reason", &turn.to_string()]);
+        lbd.done(&["enable", "web/a"]);
+        echoes(&connect(lbd.web())).unwrap();
+    }
+    // Another program takes over what waits.
+    lbd.done(&["upgrade"]);
+    assert!(reloads.iter_mut().all(|reload| reload.try_wait().unwrap().is_none()), "each waits for the file");
+    drop(away);
+    for mut reload in reloads {
+        assert!(reload.wait().unwrap().success());
+    }
+    assert_eq!(lbd.generation(), 2);
 }

@@ -33,6 +33,13 @@ impl Manager {
         command
     }
 
+    /// Has others fill its socket, so that there is no room for another message until it reads.
+    pub fn has_no_room(&self) {
+        let other = UnixDatagram::unbound().unwrap();
+        other.set_nonblocking(true).unwrap();
+        while other.send_to(b"X_OTHER=1\n", &self.path).is_ok() {}
+    }
+
     /// The descriptors in the store.
     pub fn descriptors(&self) -> Vec<RawFd> {
         self.store.iter().map(|(_, fd)| *fd).collect()

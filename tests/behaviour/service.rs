@@ -302,3 +302,22 @@ fn a_signal_that_means_nothing_to_lbd_is_told_with_what_was_probably_meant_and_e
     echoes(&client).unwrap();
     assert_eq!(lbd.log().matches("SIGUSR2 is ignored").count(), 2);
 }
+
+#[test]
+fn a_manager_that_does_not_read_holds_up_nobody_and_hears_how_things_are_when_it_does() {
+    let a = Backend::start(echo);
+    let config = web(&[("a", &a)], "health_check: { interval: 100ms }");
+    let (mut manager, lbd) = service(&config);
+    manager.has_no_room();
+    for generation in 2..6 {
+        let changed = config.replace("100ms", &format!("10{generation}ms"));
+        assert_eq!(lbd.reload(&changed).code, Some(0)); // systemd is told twice of each
+        lbd.done(&["drain", "web/a"]);
+        lbd.done(&["enable", "web/a"]);
+    }
+    let probes = || lbd.backend("web/a")["probes_ok"].as_u64().unwrap();
+    let before = probes();
+    until("probes go on", || (probes() > before).then_some(()));
+    echoes(&connect(lbd.web())).unwrap();
+    assert!(manager.await_line("READY=1").contains("generation 5"));
+}

@@ -413,7 +413,9 @@ fn a_program_that_cannot_take_over_is_refused_with_its_reason_and_nothing_has_ch
 /// Children of lbd.
 pub fn children(lbd: &Lbd) -> String {
     let pid = status(lbd)["pid"].to_string();
-    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
+    // Any of its threads may have started one, and have ended since.
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("children")).ok()).collect()
 }
 
 #[test]

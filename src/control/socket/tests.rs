@@ -1,6 +1,5 @@
 //! The place of the control socket, taken, changed and given back in folders of the tests.
 
-use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 
@@ -26,9 +25,9 @@ fn mode_and_group_can_change_while_it_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
     let (_listener, socket) = bound(&path).unwrap();
-    socket.permit(0o600, None).unwrap();
+    socket.permissions().set(0o600, None).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    assert!(matches!(socket.permit(0o666, Some("no-such-group-here")), Err(SocketError::NoGroup(_))));
+    assert!(matches!(socket.permissions().set(0o666, Some("no-such-group-here")), Err(SocketError::NoGroup(_))));
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "a refusal changes nothing");
 }
 
@@ -39,13 +38,13 @@ fn neither_a_change_of_mode_nor_the_end_touches_what_another_user_put_in_our_pla
     for by_link in [true, false] {
         let victim = dir.path().join("victim");
         fs::write(&victim, "secret").unwrap();
-        fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
         let (listener, socket) = bound(&path).unwrap();
         for name in [&path, &lock] {
             fs::rename(name, dir.path().join("aside")).unwrap();
             if by_link { symlink(&victim, name) } else { fs::hard_link(&victim, name) }.unwrap();
         }
-        let error = socket.permit(0o666, None).unwrap_err();
+        let error = socket.permissions().set(0o666, None).unwrap_err();
         assert!(matches!(error, SocketError::Replaced(_)), "{error:?}");
         drop((listener, socket));
         assert_eq!(fs::metadata(&victim).unwrap().mode() & 0o777, 0o600);
@@ -118,7 +117,7 @@ fn a_socket_put_in_our_place_is_left_alone() {
 #[test]
 fn a_private_folder_that_others_may_write_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let place = Place { path: dir.path().join("control.sock"), folder: Folder::Private };
     assert!(matches!(bind(&place, 0o660, None), Err(SocketError::Untrusted(_))));
 

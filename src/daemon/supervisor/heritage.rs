@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Facts, Known, Override, Supervisor, Then, Waiting};
 use crate::config::Config;
 use crate::control::Reply;
-use crate::daemon::event::{AskId, BackendKey, Now};
+use crate::daemon::event::{AskId, BackendKey, Now, ReloadBy};
 use crate::health::Verdict;
 use crate::observe::LastReload;
 use crate::snapshot::{BackendCell, CarriedCells, Cells, Revision, build};
@@ -40,6 +40,17 @@ pub struct CarriedSupervisor {
     keeping: u64,
     last_reload: Option<(LastReload, u64)>,
     waiting: Vec<CarriedWaiting>,
+    /// Reloads that were waiting for the file, which is read anew.
+    #[serde(default)]
+    reloads: Vec<CarriedReload>,
+}
+
+/// Who asked for a reload.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum CarriedReload {
+    Watcher,
+    Signal,
+    Operator(u64),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +195,7 @@ impl Supervisor {
             keeping: self.keeping,
             last_reload: self.last_reload.as_ref().map(|(reload, at)| (reload.clone(), clock.micros(*at))),
             waiting: waiting.collect(),
+            reloads: self.unfinished_reloads().filter_map(CarriedReload::of).collect(),
         }
     }
 
@@ -210,6 +222,7 @@ impl Supervisor {
         it.acknowledged = Revision(carried.acknowledged);
         it.started = clock.instant(carried.started);
         it.keeping = carried.keeping;
+        it.next_reload = carried.reloads.iter().map(CarriedReload::by).collect();
         it.last_reload = carried.last_reload.map(|(reload, at)| (reload, clock.instant(at)));
         for (asked, got) in &carried.bound {
             it.bound.insert(word::<Address>(asked)?, word(got)?);
@@ -252,6 +265,25 @@ impl Supervisor {
     /// The snapshot that is to be in force.
     pub fn snapshot(&self) -> &Arc<crate::snapshot::Snapshot> {
         &self.snapshot
+    }
+}
+
+impl CarriedReload {
+    fn of(by: ReloadBy) -> Option<Self> {
+        match by {
+            ReloadBy::Start => None,
+            ReloadBy::Watcher => Some(Self::Watcher),
+            ReloadBy::Signal => Some(Self::Signal),
+            ReloadBy::Operator(AskId(ask)) => Some(Self::Operator(ask)),
+        }
+    }
+
+    fn by(&self) -> ReloadBy {
+        match self {
+            Self::Watcher => ReloadBy::Watcher,
+            Self::Signal => ReloadBy::Signal,
+            Self::Operator(ask) => ReloadBy::Operator(AskId(*ask)),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod keeping;
 mod liveness;
 mod operator;
 mod pulse;
+mod reading;
 mod reload;
 mod report;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use crate::words::{Address, AdminState, BackendRef, Generation, Health};
 pub use heritage::CarriedSupervisor;
 use keeping::recalled;
 use pulse::Pulse;
+use reading::Reading;
 pub use stop::Stage;
 use upgrade::Upgrading;
 
@@ -88,6 +90,7 @@ pub struct Supervisor {
     /// The last time that this was done, and why it failed, where it did.
     kept: (u64, Result<(), String>),
     reload: Option<Reload>,
+    reading: Reading,
     /// Who asked for a reload while one was under way.
     next_reload: VecDeque<ReloadBy>,
     last_reload: Option<(LastReload, Instant)>,
@@ -137,6 +140,7 @@ struct Override {
 #[derive(Debug)]
 struct Reload {
     by: ReloadBy,
+    asked_at: Instant,
     /// Read and checked, while its addresses are being bound.
     config: Option<(Config, ConfigDiff)>,
 }
@@ -184,6 +188,7 @@ impl Supervisor {
             keeping: 0,
             kept: (0, Ok(())),
             reload: None,
+            reading: Reading::default(),
             next_reload: VecDeque::new(),
             last_reload: None,
             waiting: Vec::new(),
@@ -205,8 +210,9 @@ impl Supervisor {
         let mut actions = Vec::new();
         let out = &mut actions;
         match event {
-            Event::ReloadAsked(by) => self.reload_asked(by, out),
+            Event::ReloadAsked(by) => self.reload_asked(by, now, out),
             Event::ConfigRead(read) => self.config_read(read, now, out),
+            Event::LateReadIsOver => self.late_read_is_over(now, out),
             Event::Bound(bound) => self.bound(bound, now, out),
             Event::NotBound(reasons) => self.not_bound(reasons, now, out),
             Event::Asked(ask, request, peer) => self.asked(ask, request, peer, now, out),
@@ -247,13 +253,14 @@ impl Supervisor {
         });
         let status = (self.stage == Stage::Serving).then_some(self.status_at);
         let stop = self.stage.next_look();
-        let once = [stop, self.publish_at, self.next_pulse()].into_iter().flatten();
+        let once = [stop, self.publish_at, self.next_pulse(), self.gives_up_reading_at()].into_iter().flatten();
         probes.chain(overrides).chain(waits).chain(status).chain(once).min()
     }
 
     fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
         self.start_probes(now, out);
         self.feel_the_pulse(now, out);
+        self.give_up_reading(now, out);
         self.end_overrides(now, out);
         if self.publish_at.is_some_and(|at| at <= now.at) {
             self.publish(Doors::default(), out);

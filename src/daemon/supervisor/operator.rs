@@ -32,7 +32,7 @@ impl Supervisor {
         match request {
             Request::Status => out.push(Action::Answer(ask, Reply::Status(Box::new(self.status(now))))),
             Request::Stats { pool } => out.push(Action::Answer(ask, self.stats_of(pool.as_ref(), now))),
-            Request::Reload => self.reload_asked(ReloadBy::Operator(ask), out),
+            Request::Reload => self.reload_asked(ReloadBy::Operator(ask), now, out),
             Request::Drain { target, wait, reason, expires } => {
                 let Some(keys) = self.resolve_or_refuse(&target, ask, out) else { return };
                 let decision = Decision { admin: AdminState::Draining, by, reason, expires };

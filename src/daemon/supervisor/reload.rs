@@ -19,7 +19,7 @@ use crate::words::{Address, BackendRef, Happening};
 const STOPPING: &str = "lbd is stopping; nothing was changed";
 
 impl Supervisor {
-    pub(super) fn reload_asked(&mut self, by: ReloadBy, out: &mut Vec<Action>) {
+    pub(super) fn reload_asked(&mut self, by: ReloadBy, now: Now, out: &mut Vec<Action>) {
         if self.stage.is_stopping() {
             if let ReloadBy::Operator(ask) = by {
                 out.push(Action::Answer(ask, Reply::refused(STOPPING)));
@@ -27,18 +27,22 @@ impl Supervisor {
             return;
         }
         if self.reload.is_some() {
-            self.next_reload.push_back(by);
+            // Who cannot be answered is served by what is read for another one of them.
+            if matches!(by, ReloadBy::Operator(_)) || !self.next_reload.contains(&by) {
+                self.next_reload.push_back(by);
+            }
             return;
         }
-        self.reload = Some(Reload { by, config: None });
+        self.reload = Some(Reload { by, asked_at: now.at, config: None });
         if by != ReloadBy::Start {
             out.push(Action::Notify(Notice::Reloading));
         }
-        out.push(Action::ReadConfig);
+        self.read_file(out);
     }
 
     pub(super) fn config_read(&mut self, read: FileRead, now: Now, out: &mut Vec<Action>) {
-        let Some(Reload { by, .. }) = self.reload else { return };
+        self.has_read();
+        let Some(Reload { by, asked_at, .. }) = self.reload else { return };
         let config = match read {
             FileRead::Right(config) => *config,
             FileRead::Unreadable(why) => return self.refuse_reload(&why, Vec::new(), now, out),
@@ -62,7 +66,7 @@ impl Supervisor {
             }
         }
         let new: Vec<Address> = addresses(&config).filter(|a| !self.bound.contains_key(*a)).cloned().collect();
-        self.reload = Some(Reload { by, config: Some((config, diff)) });
+        self.reload = Some(Reload { by, asked_at, config: Some((config, diff)) });
         if new.is_empty() { self.bound(BTreeMap::new(), now, out) } else { out.push(Action::Bind(new)) }
     }
 
@@ -202,10 +206,10 @@ impl Supervisor {
             // Where nothing has changed too: the watcher may have been quicker by a moment.
             self.answer_when_known(ask, Then::Answer(reply), now, out);
         }
-        self.reload_over(out);
+        self.reload_over(now, out);
     }
 
-    fn refuse_reload(&mut self, why: &str, problems: Vec<ProblemLine>, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn refuse_reload(&mut self, why: &str, problems: Vec<ProblemLine>, now: Now, out: &mut Vec<Action>) {
         let Some(Reload { by, .. }) = self.reload.take() else { return };
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         if by == ReloadBy::Start {
@@ -224,15 +228,15 @@ impl Supervisor {
         if let ReloadBy::Operator(ask) = by {
             out.push(Action::Answer(ask, Reply::Refused { message: why.to_owned(), problems }));
         }
-        self.reload_over(out);
+        self.reload_over(now, out);
     }
 
     /// systemd hangs in "reload" unless READY follows, whatever came of it. Then the next one's turn comes.
-    fn reload_over(&mut self, out: &mut Vec<Action>) {
+    fn reload_over(&mut self, now: Now, out: &mut Vec<Action>) {
         self.last_status = self.status_line();
         out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
         if let Some(by) = self.next_reload.pop_front() {
-            self.reload_asked(by, out);
+            self.reload_asked(by, now, out);
         }
     }
 

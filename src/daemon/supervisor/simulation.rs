@@ -141,7 +141,8 @@ fn run_until(world: &mut World, end: Instant) {
 
 /// Without sessions and new wishes nothing is left that somebody waits for.
 fn settle(world: &mut World) {
-    run_until(world, world.now + Duration::from_secs(8));
+    world.hangs = false;
+    run_until(world, world.now + Duration::from_secs(45)); // whatever hangs is over
     world.close_sessions(100, |_| true);
     run_until(world, world.now + Duration::from_secs(1));
     for ask in world.asks.values().filter(|ask| !ask.gone) {

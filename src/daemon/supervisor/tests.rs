@@ -1,5 +1,6 @@
 //! Single histories of the supervisor, named after what they promise or after what once went wrong.
 
+mod reading;
 mod service;
 mod upgrade;
 
@@ -29,6 +30,8 @@ struct Daemon {
     now: Instant,
     file: Result<&'static str, &'static str>,
     free: bool,
+    /// The file system is away: nothing comes of reading the file.
+    away: bool,
     /// What the service manager answers; `None`: it is asked in vain for now.
     job: Option<Job>,
 }
@@ -44,7 +47,8 @@ impl Daemon {
     fn with(facts: Facts, file: &'static str) -> Self {
         let start = Instant::now();
         let supervisor = Supervisor::new(facts, Vec::new(), 7, now(start, start));
-        let mut daemon = Self { supervisor, start, now: start, file: Ok(file), free: true, job: Some(Job::Stop) };
+        let mut daemon =
+            Self { supervisor, start, now: start, file: Ok(file), free: true, away: false, job: Some(Job::Stop) };
         daemon.on(Event::ReloadAsked(ReloadBy::Start));
         daemon.acknowledge();
         daemon
@@ -57,6 +61,7 @@ impl Daemon {
         while let Some(event) = events.pop() {
             for action in self.supervisor.handle(now(self.start, self.now), event) {
                 match &action {
+                    Action::ReadConfig if self.away => {}
                     Action::ReadConfig => events.push(Event::ConfigRead(match self.file {
                         Ok(text) => FileRead::Right(Box::new(Config::parse(text).unwrap())),
                         Err(why) => FileRead::Unreadable(why.into()),

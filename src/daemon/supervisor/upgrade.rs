@@ -68,7 +68,10 @@ impl Supervisor {
             Ok(target) => target,
             Err(why) => return self.refuse_upgrade(upgrading.ask, &why, out),
         };
-        if self.stage != Stage::Serving || self.job_asked || self.reload.is_some() {
+        if self.stage != Stage::Serving
+            || self.job_asked
+            || self.reload.as_ref().is_some_and(|reload| reload.config.is_some())
+        {
             return self.refuse_upgrade(ask, "lbd is stopping or reloading", out);
         }
         if upgrading.earnest == Earnest::Tried {
@@ -177,6 +180,9 @@ impl Supervisor {
         }
         self.last_status = self.status_line();
         out.push(Action::Notify(Notice::Ready(self.last_status.clone())));
+        for by in std::mem::take(&mut self.next_reload) {
+            self.reload_asked(by, now, out);
+        }
     }
 }
 

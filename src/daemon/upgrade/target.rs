@@ -15,6 +15,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::elf::{self, judge};
 use super::{misbehave, process, record};
@@ -61,7 +63,12 @@ pub fn own_path() -> PathBuf {
 /// It cannot; says why, and how to mend it.
 pub async fn check(path: &Path, content: &[u8]) -> Result<Target, String> {
     let name = path.display();
-    let file = look(path).map_err(|why| format!("{name} {why}"))?;
+    let its = path.to_owned();
+    let file = match timeout(PATIENCE, spawn_blocking(move || look(&its))).await {
+        Ok(Ok(looked)) => looked.map_err(|why| format!("{name} {why}"))?,
+        Ok(Err(e)) => return Err(format!("{name} cannot be looked at: {e}")),
+        Err(_) => return Err(format!("{name} cannot be looked at: its file system does not answer")),
+    };
     let said = ask(&file, content).await.map_err(|why| format!("{name} {why}"))?;
     let own = env!("CARGO_PKG_VERSION");
     if is_older(&said.lbd, own) {

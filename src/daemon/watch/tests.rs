@@ -173,7 +173,7 @@ async fn is_noticed(way: &Way, timing: Timing, listen: Listen) {
     let path = folder.path().join(way.path);
     (way.lay)(folder.path());
     let (send, mut changed) = mpsc::channel(1);
-    let watcher = Watcher::start_with(&path, b"old", send, timing, listen).unwrap();
+    let watcher = Watcher::start_with(&path, b"old", send, timing, listen, Calls::default()).unwrap();
     for text in ["first", "second", "third"] {
         (way.change)(folder.path(), text);
         // A change may be seen half done; what counts is that the end of it is seen.
@@ -209,7 +209,7 @@ async fn a_file_that_vanished_is_told_of_once_it_is_back() {
     let path = folder.path().join("etc/f");
     let (send, mut changed) = mpsc::channel(1);
     // As if it had been read, and had vanished before the watch began.
-    let _watcher = Watcher::start(&path, b"old", send, EVENTS).unwrap();
+    let _watcher = Watcher::start(&path, b"old", send, EVENTS, Calls::default()).unwrap();
     for step in ["etc", "etc/other"] {
         fs::create_dir(folder.path().join(step)).unwrap();
     }
@@ -222,7 +222,7 @@ async fn a_change_before_the_watch_began_is_told() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path().join("f"), "new");
     let (send, mut changed) = mpsc::channel(1);
-    let _watcher = Watcher::start(&folder.path().join("f"), b"old", send, EVENTS).unwrap();
+    let _watcher = Watcher::start(&folder.path().join("f"), b"old", send, EVENTS, Calls::default()).unwrap();
     assert_eq!(timeout(LONG, changed.recv()).await, Ok(Some(())));
 }
 
@@ -231,7 +231,7 @@ async fn a_dropped_watcher_ends() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path().join("f"), "old");
     let (send, mut changed) = mpsc::channel(1);
-    drop(Watcher::start(&folder.path().join("f"), b"old", send, EVENTS).unwrap());
+    drop(Watcher::start(&folder.path().join("f"), b"old", send, EVENTS, Calls::default()).unwrap());
     // The thread held the only sender.
     assert_eq!(timeout(LONG, changed.recv()).await, Ok(None));
 }
@@ -242,7 +242,7 @@ async fn one_that_pauses_has_nothing_of_the_kernels_and_then_sees_what_it_missed
     let path = folder.path().join("f");
     write(path.clone(), "old");
     let (send, mut changed) = mpsc::channel(1);
-    let watcher = Watcher::start(&path, b"old", send, EVENTS).unwrap();
+    let watcher = Watcher::start(&path, b"old", send, EVENTS, Calls::default()).unwrap();
     write(path.clone(), "first");
     assert_eq!(timeout(LONG, changed.recv()).await, Ok(Some(())));
     assert!(watcher.has_read(b"first"));

@@ -87,6 +87,10 @@ pub fn a_successor_knows_the_same(before: &Supervisor, after: &Supervisor) {
     assert!(after.revision > before.revision && after.config == before.config);
     assert_eq!(after.cells.carry(), before.cells.carry());
     assert_eq!(after.waiting.len(), before.waiting.len());
+    assert!(
+        after.next_reload.iter().copied().eq(before.unfinished_reloads()),
+        "whoever waits for the file waits for it still"
+    );
     let decided = |s: &Supervisor| -> Vec<_> {
         s.overrides.iter().map(|(key, o)| (key.clone(), o.admin, o.by.clone(), o.since, o.until.is_some())).collect()
     };

@@ -76,6 +76,8 @@ pub struct World {
     pub probes: BTreeSet<BackendKey>,
     pub sessions: Vec<Session>,
     pub reloading: bool,
+    /// File systems may be away.
+    pub hangs: bool,
     pub stopped_at: Option<Revision>,
     pub exit: Option<Exit>,
     pub trace: Option<Vec<String>>,
@@ -114,6 +116,7 @@ impl World {
             probes: BTreeSet::new(),
             sessions: Vec::new(),
             reloading: false,
+            hangs: true,
             stopped_at: None,
             exit: None,
             trace: traced.then(Vec::new),
@@ -179,7 +182,19 @@ impl World {
                     }
                     File::Unreadable => FileRead::Unreadable("lbd.yaml: no such file".into()),
                 };
+                let is_reading = |due: &Due| matches!(due, Due::Event(Event::ConfigRead(_) | Event::LateReadIsOver));
+                assert!(!self.due.values().any(is_reading), "the thread that reads does one thing at a time");
+                // The file system is away for a while; but not at the start.
+                if self.published.len() > 1 && self.hangs && self.chance.happens(8) {
+                    let back = self.now + self.chance.millis(30_000);
+                    return self.later(back, Due::Event(Event::ConfigRead(read)));
+                }
                 self.soon(Event::ConfigRead(read));
+            }
+            Action::ForgetRead => {
+                let is_read = |due: &&mut Due| matches!(due, Due::Event(Event::ConfigRead(_)));
+                let read = self.due.values_mut().find(is_read).expect("it is under way");
+                *read = Due::Event(Event::LateReadIsOver);
             }
             Action::Bind(addresses) => {
                 laws::only_new_addresses_are_bound(self, &addresses);

@@ -65,9 +65,10 @@ fn the_sections_absent_by_default_are_shown_with_their_own_defaults() {
     let check = with("health_check:").pools[&web].health_check.clone();
     assert!(check.is_some());
     assert_eq!(check, least("health_check: {}").health_check);
-    let queue = with("queue:").pools[&web].queue;
+    let queue = least("queue: {}").queue;
     assert!(queue.is_some());
-    assert_eq!(queue, least("queue: {}").queue);
+    assert_eq!(queue, least("retries: 2").queue, "the key may be left out");
+    assert_eq!(least("queue: off").queue, None);
 }
 
 #[test]

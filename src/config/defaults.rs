@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::model::{Control, Keepalive, Log, LogConnections, LogLevel, Process, Workers};
+use super::model::{Control, Keepalive, Log, LogConnections, LogLevel, Process, Queue, Workers};
 use crate::words::{Algorithm, Percent};
 
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -15,8 +15,7 @@ pub(super) const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const RETRIES: u32 = 2;
 pub(super) const SPARE_CONNECTIONS: u32 = 0;
 pub(super) const SPARE_MAX_IDLE: Duration = Duration::from_secs(5);
-pub(super) const QUEUE_MAX: u32 = 1000;
-pub(super) const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const QUEUE: Queue = Queue { max: 1000, timeout: Duration::from_secs(5) };
 
 /// Also the fast and the down interval, where they are left out and `interval` too.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(2);

@@ -98,7 +98,7 @@ pub struct Pool {
     pub half_close_timeout: Duration,
     /// Other backends tried when a connect fails.
     pub retries: u32,
-    /// Where sessions wait while every eligible backend is at its limit; `None`: refused at once.
+    /// Where sessions wait while every eligible backend is at its limit, or unproven; `None`: refused at once.
     pub queue: Option<Queue>,
     /// The PROXY header that its backends expect; `None`: none.
     pub send_proxy: Option<ProxyVersion>,

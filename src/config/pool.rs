@@ -9,7 +9,7 @@ use super::keys;
 use super::model::{Backend, Pool, Queue};
 use super::place;
 use super::reader::{Element, Item, Path, Placed, Plain, Reader};
-use super::value::{MILLISECOND, boolean, bytes, duration, number, number32, one_of, percent};
+use super::value::{MILLISECOND, boolean, bytes, duration, found, number, number32, one_of, percent};
 use crate::words::{Address, Algorithm, BackendName, CheckSpec, PoolName, ProxyVersion, Weight};
 
 /// A pool as far as it could be read.
@@ -52,7 +52,7 @@ fn pool(r: &mut Reader, item: Item<'_>) -> Option<(Pool, Vec<Placed<Address>>)> 
         connect_timeout: connect_timeout.unwrap_or(defaults::CONNECT_TIMEOUT),
         half_close_timeout: half_close_timeout.unwrap_or(defaults::HALF_CLOSE_TIMEOUT),
         retries: retries.unwrap_or(defaults::RETRIES),
-        queue,
+        queue: queue.unwrap_or(Some(defaults::QUEUE)),
         send_proxy,
         spare_connections: spare_connections.unwrap_or(defaults::SPARE_CONNECTIONS),
         spare_max_idle: spare_max_idle.unwrap_or(defaults::SPARE_MAX_IDLE),
@@ -190,10 +190,23 @@ fn proxy_version(node: &Node) -> Result<ProxyVersion, String> {
     one_of(words, &[("1", "v1"), ("2", "v2"), ("true", "v2"), ("on", "v2"), ("yes", "v2")])(node)
 }
 
-fn queue(r: &mut Reader, item: Item<'_>) -> Option<Queue> {
+/// `None` for `off`: whoever finds no place is refused at once.
+fn queue(r: &mut Reader, item: Item<'_>) -> Option<Option<Queue>> {
+    if let Value::Text(word) = &*item.node.value {
+        if word.text == "off" {
+            return Some(None);
+        }
+        let found = found(item.node);
+        let message = format!(
+            "expected a mapping with the keys max, timeout, or off, found {found}; write `off` or `{{ max: 1000, timeout: 5s }}`"
+        );
+        r.report(item.node.at, item.path, message);
+        return None;
+    }
     let fields = r.fields(item, &keys::QUEUE)?;
-    Some(Queue {
-        max: r.optional(&fields, "max", Plain(number32(1, u32::MAX))).unwrap_or(defaults::QUEUE_MAX),
-        timeout: r.optional(&fields, "timeout", Plain(duration(MILLISECOND))).unwrap_or(defaults::QUEUE_TIMEOUT),
-    })
+    let Queue { max, timeout } = defaults::QUEUE;
+    Some(Some(Queue {
+        max: r.optional(&fields, "max", Plain(number32(1, u32::MAX))).unwrap_or(max),
+        timeout: r.optional(&fields, "timeout", Plain(duration(MILLISECOND))).unwrap_or(timeout),
+    }))
 }

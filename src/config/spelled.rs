@@ -46,7 +46,7 @@ pub(super) fn pool(pool: &Pool) -> Keyed {
         ("connect_timeout", spell(*connect_timeout)),
         ("half_close_timeout", spell(*half_close_timeout)),
         ("retries", retries.to_string()),
-        ("queue", if queue.is_some() { "present".into() } else { "none".into() }),
+        ("queue", if queue.is_some() { "on".into() } else { "off".into() }),
         ("queue.max", or_none(queue.map(|queue| queue.max).as_ref())),
         ("queue.timeout", queue.map_or("none".into(), |queue| spell(queue.timeout))),
         ("send_proxy", or_none(send_proxy.as_ref())),

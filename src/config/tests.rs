@@ -233,7 +233,7 @@ const VALUES: &[Row] = &[
     (&[("{ interval: 2s, timeout: 1s }", "true")], &[("11:19", "pools.web.health_check", "found true")]),
     (
         &[("    balance", "    queue: 100\n    balance")],
-        &[("7:12", "pools.web.queue", "keys max, timeout, found the number 100")],
+        &[("7:12", "pools.web.queue", "keys max, timeout, or off, found the number 100")],
     ),
     (
         &[("    pool: web", "    pool: web\n    max_connections: 10k")],

@@ -4,5 +4,5 @@
 mod schedule;
 mod verdict;
 
-pub use schedule::{first_probe_in, next_probe_in, probe_after_dial_failure};
+pub use schedule::{next_probe_in, probe_after_dial_failure};
 pub use verdict::Verdict;

@@ -5,15 +5,6 @@ use std::time::{Duration, Instant};
 use super::Verdict;
 use crate::words::{CheckSpec, Health};
 
-/// The longest wait for a backend's first probe: a start should not be felt.
-const LONGEST_FIRST_WAIT: Duration = Duration::from_millis(100);
-
-/// How long after it became known a backend is probed first: spread over a tenth of the interval, at most 100 ms, so
-/// that many do not start at one instant.
-pub fn first_probe_in(spec: &CheckSpec, random: u64) -> Duration {
-    (spec.interval / 10).min(LONGEST_FIRST_WAIT).mul_f64(fraction(random))
-}
-
 /// How long after the start of one probe the next is due, given what is believed after it: `fast_interval` while
 /// unproven or in transition, `down_interval` while down, else `interval`; each less up to the jitter, and of a backend
 /// that is up and settled also more.
@@ -22,7 +13,7 @@ pub fn next_probe_in(verdict: &Verdict, spec: &CheckSpec, random: u64) -> Durati
         _ if verdict.in_transition() => spec.fast_interval,
         Health::Unproven => spec.fast_interval,
         Health::Down => spec.down_interval,
-        Health::Up => spec.interval,
+        Health::Up | Health::Unchecked => spec.interval,
     };
     let jitter = f64::from(spec.jitter.value()) / 100.0;
     let either_way = 2.0 * fraction(random) - 1.0;
@@ -68,8 +59,6 @@ pub(super) fn spec(rise: u32, fall: u32) -> CheckSpec {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::words::Percent;
 
@@ -88,16 +77,15 @@ mod tests {
     fn the_wait_follows_from_what_is_believed() {
         for (results, wait) in [
             ("", 500),
-            ("--", 500),
             ("+", 2000),
             ("++", 2000),
             ("+-", 500),
             ("+--", 500),
             ("+-+", 2000),
-            ("---", 5000),
-            ("---+", 500),
-            ("---+-", 5000),
-            ("---++", 2000),
+            ("-", 5000),
+            ("-+", 500),
+            ("-+-", 5000),
+            ("-++", 2000),
         ] {
             let verdict = after(results, Instant::now());
             assert_eq!(next_probe_in(&verdict, &spec(2, 3), MIDDLE), Duration::from_millis(wait), "{results:?}");
@@ -126,26 +114,11 @@ mod tests {
             ("+", 2000, 500), // not within the fast interval
             ("+", 300, 300),  // due earlier anyway
             ("+-", 500, 500),
-            ("---", 5000, 5000),
+            ("-", 5000, 5000),
             ("", 600, 600),
         ] {
             let verdict = after(results, last);
             assert_eq!(probe_after_dial_failure(&verdict, &spec(2, 3), last, at(next)), at(probe), "{results:?}");
         }
-    }
-
-    proptest! {
-        #[test]
-        fn first_probes_are_soon(random: u64, interval in 1u64..10_000) {
-            let spec = CheckSpec { interval: Duration::from_millis(interval), ..spec(2, 3) };
-            let wait = first_probe_in(&spec, random);
-            prop_assert!(wait <= LONGEST_FIRST_WAIT && wait <= spec.interval / 10);
-        }
-    }
-
-    #[test]
-    fn first_probes_are_spread_over_their_tenth() {
-        let waits = [0, 1 << 62, MIDDLE, 3 << 62].map(|random| first_probe_in(&spec(2, 3), random));
-        assert_eq!(waits, [0, 25, 50, 75].map(Duration::from_millis));
     }
 }

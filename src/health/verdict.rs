@@ -7,11 +7,8 @@ use crate::words::{CheckSpec, Health};
 
 /// The health of one backend and how it came about.
 ///
-/// The first success makes an unproven backend up: one that is fit should serve at once. Failures make it down only
-/// when `fall` of them came in a row. Envoy takes one; but a backend that starts at the same time as lbd, as at boot,
-/// would then wait for `rise` probes at `down_interval`, and one dead backend that refuses fast would be the pool's
-/// first verdict and bar the others while theirs is still under way. Nothing is lost by waiting: an unproven backend
-/// is probed at `fast_interval` and takes no session once another has a verdict.
+/// The first result decides about an unproven backend, whichever way: one that is fit serves at once, and one whose check
+/// fails never serves a client. `rise` and `fall` count from then on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     health: Health,
@@ -39,6 +36,7 @@ impl Verdict {
     pub fn record(&mut self, outcome: Result<(), String>, spec: &CheckSpec, now: Instant) -> Option<Health> {
         let (seen, needed) = match (self.health, &outcome) {
             (Health::Unproven, Ok(())) => (Health::Up, 1),
+            (Health::Unproven, Err(_)) => (Health::Down, 1),
             (_, Ok(())) => (Health::Up, spec.rise),
             (_, Err(_)) => (Health::Down, spec.fall),
         };
@@ -99,12 +97,12 @@ mod tests {
     fn consecutive_results_alone_turn_a_backend() {
         for (rise, fall, results, believed) in [
             (2, 3, "+", "U"),
-            (2, 3, "---", "??D"),
-            (2, 3, "--+", "??U"),
+            (2, 3, "-", "D"),
+            (2, 3, "-+", "Dd"),
             (2, 3, "+---", "UuuD"),
             (2, 3, "+--+--+---", "UuuUuuUuuD"),
-            (2, 3, "---++", "??DdU"),
-            (2, 3, "---+-+-++", "??DdDdDdU"),
+            (2, 3, "-++", "DdU"),
+            (2, 3, "--+-+-++", "DDdDdDdU"),
             (1, 1, "-+-+", "DUDU"),
             (3, 1, "+-+++", "UDddU"),
             (0, 0, "-+-", "DUD"), // no file has it, and it is no trap
@@ -120,7 +118,7 @@ mod tests {
                     (Health::Up, true) => 'u',
                     (Health::Down, false) => 'D',
                     (Health::Down, true) => 'd',
-                    (Health::Unproven, true) => unreachable!(),
+                    (Health::Unproven, true) | (Health::Unchecked, _) => unreachable!(),
                 });
             }
             assert_eq!(seen, believed, "rise {rise}, fall {fall}: {results}");
@@ -176,8 +174,9 @@ mod tests {
                 let last = |k: usize, success: bool| n >= k && results[n - k..n].iter().all(|&r| r == success);
                 let expected = match before {
                     Health::Unproven if last(1, true) => Health::Up,
+                    Health::Unproven => Health::Down,
                     Health::Down if last(rise, true) => Health::Up,
-                    Health::Unproven | Health::Up if last(fall, false) => Health::Down,
+                    Health::Up if last(fall, false) => Health::Down,
                     unchanged => unchanged,
                 };
                 if expected != before {

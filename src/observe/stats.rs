@@ -89,9 +89,9 @@ pub struct BackendStats {
     pub backup: bool,
     /// Sessions it may have at a time.
     pub max_connections: Option<u32>,
-    /// Health and admin state as one word: `up`, `down`, `unproven`, `draining`, `drained`, `disabled`, `leaving`.
+    /// Health and admin state as one word: `up`, `down`, `unproven`, `unchecked`, `draining`, `drained`, `disabled`, `leaving`.
     pub state: String,
-    /// What probes say: `unproven`, `up`, `down`.
+    /// What probes say: `unproven`, `up`, `down`; `unchecked` where the pool has no check.
     pub health: String,
     /// Whole seconds since health took this value.
     pub health_since_seconds: u64,

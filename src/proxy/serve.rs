@@ -75,7 +75,7 @@ impl Worker {
         let ip = session.peer.map(|peer| peer.ip());
         let (spares, may) = (&self.spares, session.spare != SpareUse::Failed);
         let choice = choose(pool, session.ticket, ip, random, &session.tried, |backend| may && spares.has(backend));
-        if queued && !matches!(choice, Choice::Full) {
+        if queued && !matches!(choice, Choice::Full | Choice::Unproven) {
             leave_queue(&mut self.queues, session, key);
         }
         match choice {
@@ -95,6 +95,11 @@ impl Worker {
                 self.pause(key, AGAIN);
             }
             Choice::Nobody => self.refuse(key, Refusal::NoBackend),
+            Choice::Unproven if queued => {} // it stays where it is
+            Choice::Unproven => match pool.queue {
+                Some(queue) => self.enqueue(key, queue.max, queue.timeout),
+                None => self.refuse(key, Refusal::NoBackend),
+            },
             Choice::Full => {
                 let spares = spare::hold_places(pool);
                 match pool.queue.map(|queue| (queue.max, queue.timeout)).or(spares.then_some((u32::MAX, YIELD))) {

@@ -376,7 +376,7 @@ pools: { web: { backends: { a: 127.0.0.1:9001 }, spare_connections: 3 }, other: 
             }
             assert_eq!(fill(&mut spares, true, 2), left, "{text}");
         }
-        let (down, _cells) = snapshot_of(WEB, 1, Health::Down);
+        let (down, _cells) = snapshot_of(&WEB.replace("backends:", "health_check: {}, backends:"), 1, Health::Down);
         let mut spares = Spares::default();
         spares.plan(&down, Some((0, 1)), 0);
         assert_eq!((fill(&mut spares, true, 0), spares.due()), (vec![], u64::MAX));

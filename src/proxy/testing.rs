@@ -105,7 +105,7 @@ impl Ears {
 
 /// The snapshot of a file of whose backends nothing is known.
 pub fn snapshot(text: &str, revision: u64) -> (Arc<Snapshot>, Cells) {
-    snapshot_of(text, revision, Health::Unproven)
+    snapshot_of(text, revision, Health::Unchecked)
 }
 
 /// The same, with every backend's health.

@@ -75,6 +75,7 @@ fn pool(
             let reference = BackendRef { pool: name.clone(), backend: b.name.clone() };
             let cell = cells.backend(&reference, &b.address)?;
             let BackendFacts { health, admin } = facts(cell);
+            let health = if asked.health_check.is_some() { health } else { Health::Unchecked };
             Some(Backend {
                 cell: Arc::clone(cell),
                 weight: b.weight,
@@ -85,7 +86,8 @@ fn pool(
             })
         })
         .collect();
-    let eligible = eligible(&backends, asked.health_check.is_some());
+    let eligible = eligible(&backends);
+    let awaits_verdict = eligible.is_empty() && backends.iter().any(awaits_verdict);
     let balancer = previous
         .and_then(|p| p.pool(name))
         .filter(|p| p.balance == asked.balance && same_candidates(p, &backends, &eligible))
@@ -103,6 +105,7 @@ fn pool(
         balance: asked.balance,
         backends,
         eligible,
+        awaits_verdict,
         balancer,
         connect_timeout: asked.connect_timeout,
         half_close_timeout: asked.half_close_timeout,
@@ -114,24 +117,26 @@ fn pool(
     })
 }
 
-/// Who may be chosen: enabled, of some weight, and up, or unproven where the pool has no check or no
-/// verdict on any backend yet. Backups count only while no other is left.
-fn eligible(backends: &[Backend], checked: bool) -> Vec<u16> {
-    let no_verdict = backends.iter().all(|b| b.health == Health::Unproven);
-    let fit = |b: &Backend| match b.health {
-        Health::Up => true,
-        Health::Unproven => !checked || no_verdict,
-        Health::Down => false,
-    };
+/// Who may be chosen: enabled, of some weight, and up or unchecked. Backups count only while no other is left.
+fn eligible(backends: &[Backend]) -> Vec<u16> {
     let tier = |backup: bool| -> Vec<u16> {
         (0u16..)
             .zip(backends)
-            .filter(|(_, b)| b.backup == backup && b.admin == AdminState::Enabled && b.weight.value() > 0 && fit(b))
+            .filter(|(_, b)| b.backup == backup && is_wanted(b) && b.health.is_fit())
             .map(|(i, _)| i)
             .collect()
     };
     let primary = tier(false);
     if primary.is_empty() { tier(true) } else { primary }
+}
+
+/// Whether the next probe may make it eligible: sessions then wait for its verdict rather than being refused.
+fn awaits_verdict(backend: &Backend) -> bool {
+    is_wanted(backend) && backend.health == Health::Unproven
+}
+
+fn is_wanted(backend: &Backend) -> bool {
+    backend.admin == AdminState::Enabled && backend.weight.value() > 0
 }
 
 fn same_candidates(previous: &Pool, backends: &[Backend], eligible: &[u16]) -> bool {
@@ -207,7 +212,7 @@ mod tests {
         }
     }
 
-    fn eligible_names(config: &Config, facts: &[(Health, AdminState)]) -> Vec<String> {
+    fn pool_of(config: &Config, facts: &[(Health, AdminState)]) -> Arc<Pool> {
         let mut cells = Cells::new(1);
         cells.settle(config, 1);
         let order: Vec<_> = config.pools.values().next().unwrap().backends.iter().map(|b| b.name.clone()).collect();
@@ -221,26 +226,37 @@ mod tests {
             },
             None,
         );
-        let pool = &snapshot.pools[0];
-        pool.eligible.iter().map(|&i| pool.backends[usize::from(i)].cell.reference.backend.to_string()).collect()
+        Arc::clone(&snapshot.pools[0])
     }
 
     #[test]
     fn who_is_eligible_follows_from_health_admin_state_weight_and_backup() {
         use AdminState::{Disabled, Draining, Enabled};
-        use Health::{Down, Unproven, Up};
+        use Health::{Down, Unchecked, Unproven, Up};
         let three = [("a", 1, false), ("b", 1, false), ("spare", 1, true)];
-        for (checked, backends, facts, want) in [
-            (true, three, [(Up, Enabled), (Up, Enabled), (Up, Enabled)], vec!["a", "b"]),
-            (true, three, [(Down, Enabled), (Up, Draining), (Up, Enabled)], vec!["spare"]),
-            (true, three, [(Down, Enabled), (Up, Disabled), (Down, Enabled)], vec![]),
-            (true, three, [(Unproven, Enabled); 3], vec!["a", "b"]),
-            (true, three, [(Unproven, Enabled), (Up, Enabled), (Up, Enabled)], vec!["b"]),
-            (true, three, [(Unproven, Enabled), (Down, Enabled), (Unproven, Enabled)], vec![]),
-            (false, three, [(Unproven, Enabled); 3], vec!["a", "b"]),
-            (false, [("a", 0, false), ("b", 1, false), ("spare", 1, true)], [(Unproven, Enabled); 3], vec!["b"]),
+        let weightless = [("a", 0, false), ("b", 1, false), ("spare", 1, true)];
+        for (backends, facts, eligible, awaits_verdict) in [
+            (three, [(Up, Enabled), (Up, Enabled), (Up, Enabled)], vec!["a", "b"], false),
+            (three, [(Down, Enabled), (Up, Draining), (Up, Enabled)], vec!["spare"], false),
+            (three, [(Down, Enabled), (Up, Disabled), (Down, Enabled)], vec![], false),
+            (three, [(Unproven, Enabled); 3], vec![], true),
+            (three, [(Unproven, Enabled), (Up, Enabled), (Up, Enabled)], vec!["b"], false),
+            (three, [(Unproven, Enabled), (Down, Enabled), (Up, Enabled)], vec!["spare"], false),
+            (three, [(Unproven, Enabled), (Up, Draining), (Down, Enabled)], vec![], true),
+            (three, [(Unproven, Disabled), (Down, Enabled), (Unproven, Draining)], vec![], false),
+            (three, [(Down, Enabled), (Down, Enabled), (Unproven, Enabled)], vec![], true),
+            (three, [(Unchecked, Enabled); 3], vec!["a", "b"], false),
+            (weightless, [(Unchecked, Enabled); 3], vec!["b"], false),
+            (weightless, [(Unproven, Enabled), (Down, Enabled), (Down, Enabled)], vec![], false),
         ] {
-            assert_eq!(eligible_names(&config(&backends, checked), &facts), want, "{facts:?} checked={checked}");
+            let pool = pool_of(&config(&backends, facts[0].0 != Unchecked), &facts);
+            let name = |&i: &u16| pool.backends[usize::from(i)].cell.reference.backend.to_string();
+            let names: Vec<String> = pool.eligible.iter().map(name).collect();
+            assert_eq!(
+                (names, pool.awaits_verdict),
+                (eligible.iter().map(|n| (*n).into()).collect(), awaits_verdict),
+                "{facts:?}"
+            );
         }
     }
 
@@ -248,7 +264,7 @@ mod tests {
     fn an_unchanged_pool_keeps_its_balancer_and_its_cells() {
         let first = config(&[("a", 1, false), ("b", 2, false)], false);
         let mut cells = Cells::new(1);
-        let facts = |_: &BackendCell| BackendFacts { health: Health::Unproven, admin: AdminState::Enabled };
+        let facts = |_: &BackendCell| BackendFacts { health: Health::Unchecked, admin: AdminState::Enabled };
         cells.settle(&first, 1);
         let one = build((Generation(1), Revision(1)), &first, &cells, facts, None);
         let two = build((Generation(2), Revision(2)), &first, &cells, facts, Some(&one));

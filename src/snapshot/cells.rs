@@ -86,9 +86,14 @@ impl Live {
             self.0.taken.fetch_add(place, SeqCst);
             return true;
         };
-        let free = |taken| sessions(taken).saturating_add(spares(taken)) < limit;
+        let free = |taken| is_below(taken, limit);
         // Not add-check-undo: the moment before the undo would make another worker see a full house.
         self.0.taken.fetch_update(SeqCst, SeqCst, |taken| free(taken).then_some(taken + place)).is_ok()
+    }
+
+    /// Whether a place is free now; it may be gone by the time it is wanted.
+    pub fn has_room(&self, limit: Option<u32>) -> bool {
+        limit.is_none_or(|limit| is_below(self.0.taken.load(SeqCst), limit))
     }
 
     /// Takes a place or, where there is none, says that one is waited for.
@@ -130,6 +135,11 @@ impl Live {
     pub fn is_empty(&self) -> bool {
         self.0.taken.load(SeqCst) == 0
     }
+}
+
+/// Sessions and spares together.
+fn is_below(taken: u64, limit: u32) -> bool {
+    sessions(taken).saturating_add(spares(taken)) < limit
 }
 
 fn sessions(taken: u64) -> u32 {

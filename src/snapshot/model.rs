@@ -63,6 +63,8 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// Positions in `backends` of those that may be chosen; the balancer's answers index it.
     pub eligible: Vec<u16>,
+    /// Nobody is eligible, but somebody may be once it has been probed: sessions wait for that.
+    pub awaits_verdict: bool,
     /// Chooses among the eligible.
     pub balancer: Arc<Balancer>,
     /// The longest a connect may take.

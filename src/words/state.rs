@@ -46,12 +46,14 @@ spelled!(
 spelled!(
     /// What probes say of a backend. Kept apart from its [`AdminState`].
     Health {
-        /// No verdict yet. Eligible where the pool has no check, or none of its backends a verdict.
+        /// Its pool has a check, and no probe has succeeded or failed yet. It takes no session.
         Unproven = "unproven",
         /// Fit to serve.
         Up = "up",
         /// Not fit to serve.
         Down = "down",
+        /// Its pool has no check, so that it counts as fit.
+        Unchecked = "unchecked",
     }
 );
 
@@ -100,6 +102,13 @@ spelled!(
         V2 = "v2",
     }
 );
+
+impl Health {
+    /// Whether a backend of this health may take sessions.
+    pub const fn is_fit(self) -> bool {
+        matches!(self, Health::Up | Health::Unchecked)
+    }
+}
 
 impl ProxyVersion {
     /// The header of a connection that is lbd's own, of no client's.

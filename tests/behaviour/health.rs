@@ -1,12 +1,14 @@
 //! Probes and traffic find out who can serve, and clients notice nothing of it as long as somebody can.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::backend::{Backend, echo, named};
-use crate::client::{End, connect, end_of, until, who};
+use crate::client::{End, ask, connect, end_of, until, who};
 use crate::daemon::{Lbd, web};
 use crate::load::Load;
 
@@ -100,6 +102,62 @@ fn a_reload_keeps_what_is_known_of_a_backend() {
     assert_eq!(stats["state"], "down");
     assert!(stats["probes_failed"].as_u64() >= failed.as_u64(), "{stats}");
     assert_eq!(lbd.log().matches("down:").count(), 1, "{}", lbd.log());
+}
+
+/// Answers `PING` with `PONG` once `proven` is set, and whatever else with its name.
+fn on_trial(
+    name: &'static str,
+    proven: Arc<AtomicBool>,
+) -> impl Fn(socket2::Socket) -> std::io::Result<()> + Send + Sync {
+    move |mut socket| {
+        let mut asked = [0; 64];
+        let n = socket.read(&mut asked)?;
+        if &asked[..n] == b"PING" {
+            until("it may answer", || proven.load(SeqCst).then_some(()));
+            return socket.write_all(b"PONG");
+        }
+        socket.write_all(name.as_bytes())
+    }
+}
+
+#[test]
+fn in_a_rolling_restart_clients_wait_for_the_verdict_on_the_one_that_has_come_back() {
+    let check =
+        "health_check: { send: PING, expect: PONG, interval: 50ms, timeout: 20s }, queue: { max: 9, timeout: 20s }";
+    let proven = Arc::new(AtomicBool::new(true));
+    let a = Backend::start(on_trial("a", Arc::new(AtomicBool::new(true))));
+    let b = Backend::start(on_trial("b", Arc::clone(&proven)));
+    let lbd = Lbd::start(&web(&[("a", &a), ("b", &b)], check));
+    lbd.await_backend("web/a", "state", "up");
+    lbd.await_backend("web/b", "state", "up");
+    lbd.done(&["disable", "b"]);
+    proven.store(false, SeqCst);
+    lbd.done(&["enable", "b"]);
+    lbd.done(&["drain", "a"]);
+    let clients: Vec<_> = (0..3).map(|_| connect(lbd.web())).collect();
+    until("they wait", || (lbd.stats()["pools"][0]["queued"] == 3).then_some(()));
+    assert_eq!(lbd.backend("web/b")["state"], "unproven");
+    assert!(lbd.done(&["status"]).contains("pool web has no proven backend yet; its clients wait for a probe"));
+    proven.store(true, SeqCst);
+    for client in clients {
+        assert_eq!(ask(client, b"who").unwrap(), "b");
+    }
+    assert_eq!(lbd.listener("web")["refused"], json!({}));
+}
+
+#[test]
+fn a_backend_whose_check_fails_serves_nobody_at_the_start_and_without_a_queue_nobody_waits() {
+    let a = Backend::start(answering("-ERR"));
+    for (queue, cause) in [("queue: { max: 9, timeout: 20s }", "no_backend"), ("queue: off", "no_backend")] {
+        let check = "health_check: { send: PING, expect: PONG, interval: 20s, timeout: 20s }";
+        let lbd = Lbd::start(&web(&[("a", &a)], &format!("{check}, {queue}")));
+        let probes = a.accepted();
+        assert_eq!(end_of(&connect(lbd.web())), End::Reset);
+        lbd.await_backend("web/a", "state", "down");
+        assert_eq!(lbd.listener("web")["refused"], json!({ cause: 1 }));
+        let served = lbd.backend("web/a");
+        assert_eq!((&served["connections_total"], a.accepted() - probes <= 1), (&json!(0), true), "{served}");
+    }
 }
 
 fn answering(answer: &'static str) -> impl Fn(socket2::Socket) -> std::io::Result<()> + Send + Sync {

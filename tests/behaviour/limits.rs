@@ -49,7 +49,7 @@ fn a_full_backend_is_passed_over_and_the_limit_is_exact_under_two_workers() {
 #[test]
 fn where_every_backend_is_full_and_there_is_no_queue_a_client_is_refused_at_once() {
     let a = Backend::start(echo);
-    let lbd = Lbd::start(&web_of(&format!("a: {{ address: \"{}\", max_connections: 2 }}", a.address), ""));
+    let lbd = Lbd::start(&web_of(&format!("a: {{ address: \"{}\", max_connections: 2 }}", a.address), "queue: off"));
     let held = [connect(lbd.web()), connect(lbd.web())];
     held.iter().for_each(|client| echoes(client).unwrap());
     assert_eq!(end_of(&connect(lbd.web())), End::Reset);

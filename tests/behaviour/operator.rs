@@ -130,7 +130,7 @@ fn a_backend_that_does_not_exist_or_is_two_gets_an_answer_that_helps() {
     let states = || ["web/backend-1", "db/backend-1"].map(|name| lbd.backend(name)["state"].clone());
     assert_eq!(states(), ["drained", "drained"]);
     lbd.done(&["enable", "db/backend-1"]);
-    assert_eq!(states(), ["drained", "unproven"]);
+    assert_eq!(states(), ["drained", "unchecked"]);
 }
 
 #[test]

@@ -303,6 +303,10 @@ impl Supervisor {
     }
 
     fn health_of(&self, key: &BackendKey) -> Health {
+        let pool = self.config.as_ref().and_then(|config| config.pools.get(&key.0.pool));
+        if pool.is_some_and(|pool| pool.health_check.is_none()) {
+            return Health::Unchecked;
+        }
         self.backends.get(key).map_or(Health::Unproven, |known| known.verdict.health())
     }
 

@@ -12,7 +12,7 @@ use crate::control::{ProblemLine, ReloadOutcome, Reply};
 use crate::daemon::action::{Action, Doors, Exit, Notice};
 use crate::daemon::event::{BackendKey, FileRead, Now, ReloadBy};
 use crate::daemon::logging::timestamp;
-use crate::health::{Verdict, first_probe_in};
+use crate::health::Verdict;
 use crate::observe::{LastReload, ReloadAsker, ReloadResult};
 use crate::words::{Address, BackendRef, Happening};
 
@@ -119,7 +119,6 @@ impl Supervisor {
     /// their verdict, and those that are not checked have none. Returns what the operator should know of it.
     pub(super) fn know(&mut self, config: &Config, now: Now) -> Vec<String> {
         let mut notes = Vec::new();
-        let mut random = self.random();
         let mut wanted: BTreeMap<BackendKey, Option<&crate::words::CheckSpec>> = BTreeMap::new();
         for (name, pool) in &config.pools {
             for backend in &pool.backends {
@@ -155,10 +154,8 @@ impl Supervisor {
                     }
                 }
                 Some(spec) if !probing && !unasked => {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let soon = now.at + first_probe_in(spec, random);
-                    // An interval that has become shorter counts from now on.
-                    known.next_probe = Some(known.next_probe.map_or(soon, |at| at.min(now.at + spec.interval)));
+                    // A new one at once: clients may wait for its verdict. An interval that has become shorter counts from now on.
+                    known.next_probe = Some(known.next_probe.map_or(now.at, |at| at.min(now.at + spec.interval)));
                 }
                 Some(_) => {}
             }

@@ -8,7 +8,7 @@ use crate::observe::{
     BackendStats, Counts, ListenerState, ListenerStats, Percentiles, PoolStats, RunState, Stats, Status,
 };
 use crate::snapshot::{BackendCell, BackendShard, Count, Histogram, ListenerCell, ListenerShard, Padded, Percentile};
-use crate::words::{AdminState, Cause, Health, PoolName, Refusal};
+use crate::words::{AdminState, Cause, PoolName, Refusal};
 
 use super::Supervisor;
 
@@ -31,11 +31,9 @@ impl Supervisor {
     fn backends_up(&self) -> (u64, u64) {
         let mut counts = (0, 0);
         for pool in &self.snapshot.pools {
-            let checked = self.config.as_ref().and_then(|c| c.pools.get(&pool.cell.name)?.health_check.as_ref());
             for backend in &pool.backends {
                 counts.1 += 1;
-                let fit = backend.health == Health::Up || (checked.is_none() && backend.health == Health::Unproven);
-                counts.0 += u64::from(fit && backend.admin == AdminState::Enabled);
+                counts.0 += u64::from(backend.health.is_fit() && backend.admin == AdminState::Enabled);
             }
         }
         counts
@@ -53,8 +51,11 @@ impl Supervisor {
             .pools
             .iter()
             .filter(|pool| pool.eligible.is_empty())
-            .map(|pool| {
-                format!("pool {} has no backend that can take a session; its clients are refused", pool.cell.name)
+            .map(|pool| match (pool.awaits_verdict, pool.queue) {
+                (true, Some(_)) => {
+                    format!("pool {} has no proven backend yet; its clients wait for a probe", pool.cell.name)
+                }
+                _ => format!("pool {} has no backend that can take a session; its clients are refused", pool.cell.name),
             })
             .collect();
         if let (Some(first), Some(config)) = (&self.first, &self.config) {

@@ -207,7 +207,12 @@ pub fn a_snapshot_follows(world: &World, last: &Snapshot, snapshot: &Snapshot) {
         assert!(shown.eq(asked.backends.iter().map(|b| (&b.name, &b.address, b.weight, b.backup))));
         for &i in &pool.eligible {
             let b = &pool.backends[usize::from(i)];
-            assert!(b.admin == AdminState::Enabled && b.health != Health::Down && b.weight.value() > 0, "{b:?}");
+            assert!(
+                b.admin == AdminState::Enabled
+                    && matches!(b.health, Health::Up | Health::Unchecked)
+                    && b.weight.value() > 0,
+                "{b:?}"
+            );
         }
     }
 }

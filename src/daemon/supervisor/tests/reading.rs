@@ -25,6 +25,7 @@ fn while_the_file_hangs_probes_go_on_and_everybody_who_waits_for_it_is_refused_i
     (daemon.away, daemon.file) = (true, Ok(ONLY_A));
     let reload = |n| Event::Asked(AskId(n), Request::Reload, Peer { uid: 0, user: None });
     assert_eq!(reads(&daemon.on(reload(1))), 1);
+    daemon.on(Event::Probed(a(), Ok(())));
     let probed = daemon.after(Duration::from_secs(3), Event::Tick);
     assert!(probed.iter().any(|action| matches!(action, Action::Probe(..))), "{probed:?}");
     assert_eq!(reads(&daemon.on(reload(2))), 0, "one thing at a time");

@@ -72,6 +72,7 @@ fn successor(daemon: &Daemon, carried: CarriedSupervisor) -> Supervisor {
 #[test]
 fn a_program_is_tried_first_and_nothing_is_begun_between_the_freeze_and_the_end_of_it() {
     let mut daemon = Daemon::with(facts(), CHECKED);
+    daemon.on(Event::Probed(a(), Ok(())));
     assert_eq!(kinds(&daemon.ask(9, upgrade(Earnest::Done))), ["check"]);
     assert_eq!(kinds(&daemon.on(Event::Checked(AskId(9), fit(), 0))), ["reloading", "freeze"]);
     let frozen = daemon.after(Duration::from_secs(5), Event::Frozen(Ok(())));
@@ -216,7 +217,8 @@ fn a_backend_that_says_nothing_is_down_in_time_however_often_its_probe_is_broken
         });
         found.unwrap()
     };
-    let first = daemon.after(Duration::from_secs(1), Event::Tick);
+    daemon.on(Event::Probed(a(), Ok(())));
+    let first = daemon.after(spec.interval * 2, Event::Tick);
     assert_eq!(timeout_of(&first), spec.timeout);
     let part = spec.timeout.mul_f64(0.4);
     for rest in [0.6, 0.2] {

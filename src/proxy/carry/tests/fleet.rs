@@ -60,7 +60,7 @@ impl Around {
         let mut cells = Cells::new(workers);
         recall(carried, &mut cells);
         cells.settle(&config, 7);
-        let facts = |_: &_| BackendFacts { health: Health::Unproven, admin: AdminState::Enabled };
+        let facts = |_: &_| BackendFacts { health: Health::Unchecked, admin: AdminState::Enabled };
         let snapshot = Arc::new(build((Generation(1), Revision(1)), &config, &cells, facts, None));
         let (publisher, reader) = publish_first(Snapshot::empty());
         publisher.publish(Arc::clone(&snapshot));

@@ -13,7 +13,7 @@ use lbd::control::Place;
 use lbd::daemon::demo::{self, Tools};
 use lbd::daemon::effects::Source;
 use lbd::daemon::event::FileRead;
-use lbd::daemon::files::read_file;
+use lbd::daemon::files::{First, read_at_start, read_file};
 use lbd::daemon::logging::{self, Logging};
 use lbd::daemon::{self, Start, systemd, upgrade};
 use lbd::words::Address;
@@ -82,30 +82,39 @@ fn main() -> ExitCode {
     if let Some(called) = called {
         return take_over(&arguments, called);
     }
-    let (read, content) = read_file(&arguments.config);
-    let config = match read {
-        FileRead::Right(config) => *config,
-        FileRead::Unreadable(why) => return wrong(&arguments, &why),
-        FileRead::Wrong(name, problems) => return wrong(&arguments, &all_of(&name, &problems, &content)),
-    };
     if arguments.check {
-        let (listeners, pools) = (config.listeners.len(), config.pools.len());
-        let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
-        let name = arguments.config.display();
-        // A reader that has gone wants no answer.
-        let _ = writeln!(
-            std::io::stdout(),
-            "{name} is right; listeners: {listeners}, pools: {pools}, backends: {backends}"
-        );
-        return ExitCode::SUCCESS;
+        return check(&arguments);
     }
+    let First { config, content, refused, kept } = match read_at_start(&arguments.config) {
+        Ok(first) => first,
+        Err((read, content)) => return refuse(&arguments, read, &content),
+    };
     with_logging(config.log.level, |logging| {
         let passed = passed.map_err(|e| format!("what systemd passes cannot be taken: {e}"))?;
-        let source = Source::File(absolute(&arguments.config));
-        let start =
-            Start { config, content, source, control: arguments.control.map(Place::named), passed, heritage: None };
+        let (source, control) = (Source::File(absolute(&arguments.config)), arguments.control.map(Place::named));
+        let start = Start { config, content, refused, kept, source, control, passed, heritage: None };
         daemon::run(start, logging, |_| ())
     })
+}
+
+fn check(arguments: &Arguments) -> ExitCode {
+    let (read, content) = read_file(&arguments.config);
+    let FileRead::Right(config) = read else { return refuse(arguments, read, &content) };
+    let (listeners, pools) = (config.listeners.len(), config.pools.len());
+    let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
+    let name = arguments.config.display();
+    // A reader that has gone wants no answer.
+    let _ =
+        writeln!(std::io::stdout(), "{name} is right; listeners: {listeners}, pools: {pools}, backends: {backends}");
+    ExitCode::SUCCESS
+}
+
+fn refuse(arguments: &Arguments, read: FileRead, content: &[u8]) -> ExitCode {
+    match read {
+        FileRead::Right(_) => ExitCode::SUCCESS,
+        FileRead::Unreadable(why) => wrong(arguments, &why),
+        FileRead::Wrong(name, problems) => wrong(arguments, &all_of(&name, &problems, content)),
+    }
 }
 
 /// Goes on where another program was, in whose place this one was executed.
@@ -126,7 +135,16 @@ fn take_over(arguments: &Arguments, called: upgrade::Called) -> ExitCode {
     };
     with_logging(config.log.level, |logging| {
         let (content, source) = (heritage.in_force.clone(), Source::File(absolute(&arguments.config)));
-        let start = Start { config, content, source, control: None, passed: Vec::new(), heritage: Some(heritage) };
+        let start = Start {
+            config,
+            content,
+            refused: None,
+            kept: None,
+            source,
+            control: None,
+            passed: Vec::new(),
+            heritage: Some(heritage),
+        };
         daemon::run(start, logging, |_| ())
     })
 }
@@ -169,6 +187,8 @@ fn show(arguments: &Arguments, logging: &Logging) -> Result<(), daemon::Broken> 
     let start = Start {
         config,
         content: Vec::new(),
+        refused: None,
+        kept: None,
         source: Source::Demo,
         control: Some(place),
         passed: Vec::new(),

@@ -19,6 +19,8 @@ use crate::words::{Address, CheckSpec};
 pub enum Action {
     /// Read and check the file; answered by `ConfigRead`, however late.
     ReadConfig,
+    /// Take the file that was last in force, which is kept, in place of the one of the start; answered by `ConfigRead`.
+    ReadKept,
     /// Nobody wants what is being read any more; answered by `LateReadIsOver` instead.
     ForgetRead,
     /// Bind these addresses, all or none; answered by `Bound` or `NotBound`.

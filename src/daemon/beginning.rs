@@ -56,7 +56,7 @@ pub fn anew(start: &mut Start, facts: Facts, kept: Vec<Decision>) -> Result<Orig
         answers: HashMap::new(),
         asked: 0,
         installed: own_path(),
-        seen: start.content.clone(),
+        seen: start.refused.as_ref().map_or(&start.content, |(_, content)| content).clone(),
         left: None,
     })
 }

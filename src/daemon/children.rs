@@ -1,18 +1,24 @@
 //! Short-lived child processes: each is bounded in time, ended where nobody waits for it any more, waited for in any case, and
 //! counted. A child is its parent's: a program that is executed in place of this one would not know it, and it would stay for
 //! ever, running or defunct. So nothing is executed while one is under way. A thread of the runtime's starts it, for the file system
-//! that its program is on may hang.
+//! that its program is on may hang. Children that are not lbd's doing (orphans of a container in which it is PID 1, and what a shell had
+//! begun before it executed lbd) are waited for too, or they would stay defunct.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use super::signals;
 
 /// The longest that is heard of what one says, in bytes; who says more finds nobody listening.
 const MOST_SAID: u64 = 64 * 1024;
@@ -56,7 +62,7 @@ pub async fn run(mut command: Command, input: Vec<u8>, patience: Duration) -> Re
     let (tell, told) = oneshot::channel();
     // A task of its own: whoever asked may go, and the child must be waited for all the same.
     tokio::spawn(async move {
-        match spawn_blocking(move || command.spawn()).await {
+        match signals::beginning(|| spawn_blocking(move || command.spawn())).await {
             Ok(Ok(child)) => see_to_its_end(child, input, patience, tell, counted).await,
             Ok(Err(e)) => drop(tell.send(Err(Unheard::NotStarted(e)))),
             Err(e) => drop(tell.send(Err(Unheard::NotStarted(io::Error::other(e))))),
@@ -65,6 +71,26 @@ pub async fn run(mut command: Command, input: Vec<u8>, patience: Duration) -> Re
     match timeout(patience + STARTS, told).await {
         Ok(heard) => heard.unwrap_or_else(|_| Err(Unheard::Lost(io::ErrorKind::BrokenPipe.into()))),
         Err(_) => Err(Unheard::Late),
+    }
+}
+
+/// How soon to look again where a child of ours may be among those that have ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Waits for children that nobody else waits for, for ever. Must run beside what begins ours, on one thread.
+pub async fn reap_others() {
+    let mut ended = match signal(SignalKind::child()) {
+        Ok(ended) => ended,
+        Err(e) => return warn!("processes that others leave to lbd stay defunct: {e}"),
+    };
+    loop {
+        // Those of before, first. While one of ours is under way, whose end somebody waits for, it may be the one that has ended.
+        if are_under_way() {
+            sleep(LOOK_AGAIN).await;
+            continue;
+        }
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+        ended.recv().await;
     }
 }
 

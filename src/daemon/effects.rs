@@ -17,6 +17,7 @@ use super::action::{Action, Doors, Exit, Notice};
 use super::crew::Crew;
 use super::event::{AskId, BackendKey, Event, FileRead, Job};
 use super::files::{Files, Read};
+use super::in_force::InForce;
 use super::logging::Logging;
 use super::sockets::Sockets;
 use super::stall::{Calls, Outside};
@@ -109,6 +110,10 @@ pub struct Effects {
     pub watcher: Option<Watcher>,
     /// What the file last held.
     pub seen: Vec<u8>,
+    /// What was read last to be put in force: that, or what was kept.
+    pub read: Vec<u8>,
+    /// What was last in force before the start, where that is kept.
+    pub kept: Option<InForce>,
     /// What it held when the configuration in force was read.
     pub in_force: (Generation, Vec<u8>),
     /// Operators who wait.
@@ -144,12 +149,21 @@ impl Effects {
     pub fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) -> Option<Exit> {
         match action {
             Action::ReadConfig => events.extend(self.read_config().map(Event::ConfigRead)),
+            Action::ReadKept => {
+                let read = self.kept.take().map(|InForce { config, content }| {
+                    self.read = content;
+                    FileRead::Right(Box::new(config))
+                });
+                let read = read.unwrap_or_else(|| FileRead::Unreadable("nothing is kept".into()));
+                events.push_back(Event::ConfigRead(read));
+            }
             Action::ForgetRead => self.forgotten = true,
             Action::Bind(addresses) => events.push_back(self.bind(addresses)),
             Action::Publish { snapshot, doors } => {
                 let revision = snapshot.revision;
                 if self.in_force.0 != snapshot.generation {
-                    self.in_force = (snapshot.generation, self.seen.clone());
+                    self.in_force = (snapshot.generation, self.read.clone());
+                    self.keep_in_force();
                 }
                 self.publisher.publish(snapshot);
                 self.change(&doors, revision);
@@ -211,8 +225,16 @@ impl Effects {
         if let Some(watcher) = &self.watcher {
             watcher.has_read(&content);
         }
+        self.read.clone_from(&content);
         self.seen = content;
         Event::ConfigRead(read)
+    }
+
+    /// Has what is in force now written down, where anything is.
+    pub fn keep_in_force(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.keep_in_force(self.in_force.1.clone());
+        }
     }
 
     fn bind(&mut self, addresses: Vec<Address>) -> Event {

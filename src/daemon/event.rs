@@ -73,8 +73,8 @@ pub struct Decision {
     pub reason: Option<String>,
     /// When.
     pub since: SystemTime,
-    /// Until when; `None`: until it is taken back.
-    pub until: Option<SystemTime>,
+    /// For how long still; `None`: until it is taken back.
+    pub left: Option<Duration>,
 }
 
 /// Under which job of the service manager the daemon stops.

@@ -6,13 +6,16 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::error;
 
 use super::event::FileRead;
+use super::folder::Folder;
+use super::in_force::{self, InForce};
 use super::signals::leave_to_others;
-use super::stall::Calls;
+use super::stall::{Calls, within};
 use crate::config::{Config, Control};
 use crate::control::socket::{self, Permissions};
 
@@ -20,6 +23,9 @@ use crate::control::socket::{self, Permissions};
 const MOST_READ: u64 = 1024 * 1024 + 1;
 /// Jobs that may wait: one read, for the supervisor asks for one at a time, and what came of the last one.
 const JOBS: usize = 4;
+
+/// How long the start waits for the file, and for what is kept.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What came of reading a file, and what it holds.
 pub type Read = (FileRead, Vec<u8>);
@@ -91,6 +97,60 @@ fn read_and_look_up(path: &Path) -> Read {
         },
         read => read,
     }
+}
+
+/// What the daemon is to start with: the file, or what was last in force of it, where that is kept and the file cannot be served by.
+///
+/// # Errors
+/// There is neither; says why the file is not, and what it holds.
+pub fn read_at_start(path: &Path) -> Result<First, Read> {
+    let kept = Folder::of_service().map(|folder| {
+        let its = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()); // as it is kept
+        within(PATIENCE, "lbd-kept", move || in_force::recall(&folder, &its)).ok().flatten().unwrap_or(Ok(None))
+    });
+    let (kept, odd) = match kept {
+        Some(Ok(kept)) => (kept, None),
+        Some(Err(odd)) => (None, Some(odd)),
+        None => (None, None),
+    };
+    let look: fn(&Path) -> Read = if kept.is_some() { read_and_look_up } else { read_file };
+    let its = path.to_owned();
+    let read = within(PATIENCE, "lbd-read", move || look(&its)).ok().flatten();
+    let seconds = PATIENCE.as_secs();
+    let late = || {
+        (
+            FileRead::Unreadable(format!("{}: not read within {seconds} s; is its file system there?", path.display())),
+            Vec::new(),
+        )
+    };
+    match (read.unwrap_or_else(late), kept) {
+        ((FileRead::Right(config), content), kept) => {
+            let kept = kept.filter(|kept| kept.content != content); // the same would be of no help
+            Ok(First { config: *config, content, refused: None, kept })
+        }
+        (refused, Some(kept)) => {
+            let InForce { config, content } = kept.clone();
+            Ok(First { config, content, refused: Some(refused), kept: Some(kept) })
+        }
+        ((FileRead::Unreadable(why), content), None) => {
+            let odd = odd.map_or_else(String::new, |odd| format!("\n{odd}"));
+            Err((FileRead::Unreadable(why + &odd), content))
+        }
+        (refused, None) => Err(refused),
+    }
+}
+
+/// What the daemon starts with.
+#[derive(Debug)]
+pub struct First {
+    /// The file's, or what is kept.
+    pub config: Config,
+    /// The bytes it was read from.
+    pub content: Vec<u8>,
+    /// Why it is not the file's.
+    pub refused: Option<Read>,
+    /// What is kept.
+    pub kept: Option<InForce>,
 }
 
 /// Reads and checks a file; returns its content too.

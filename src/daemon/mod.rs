@@ -4,11 +4,14 @@
 pub mod action;
 mod beginning;
 pub mod children;
+mod clock;
 pub mod crew;
 pub mod demo;
 pub mod effects;
 pub mod event;
 pub mod files;
+pub mod folder;
+pub mod in_force;
 pub mod logging;
 pub mod signals;
 pub mod sockets;
@@ -46,6 +49,8 @@ use crew::Crew;
 use effects::{Effects, Source};
 use event::{Event, FileRead, Now, ReloadBy};
 use files::Files;
+use folder::Folder;
+use in_force::InForce;
 use sources::Sources;
 use stall::{Calls, Outside};
 use supervisor::{Facts, Supervisor};
@@ -70,6 +75,10 @@ pub struct Start {
     pub config: Config,
     /// The bytes it was read from.
     pub content: Vec<u8>,
+    /// The file was refused, for this reason, and holds this: the configuration is what is kept.
+    pub refused: Option<files::Read>,
+    /// What was last in force, where it is kept.
+    pub kept: Option<InForce>,
     /// Where it came from.
     pub source: Source,
     /// Where the control socket is to be; wins over the file's.
@@ -180,9 +189,11 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         Source::File(path) => Some(path.display().to_string()),
         Source::Demo => None,
     };
-    let folder = state::folder().filter(|_| config_path.is_some());
-    let (keeper, written, kept) =
-        state::keep_in(folder.as_deref()).map_err(kernel("the thread that keeps decisions cannot start"))?;
+    let folder = Folder::of_service().filter(|_| config_path.is_some());
+    let writing = Calls::default();
+    let path = std::path::Path::new(config_path.as_deref().unwrap_or_default());
+    let (keeper, written, kept) = state::keep_in(folder, path, writing.clone())
+        .map_err(kernel("the thread that keeps decisions cannot start"))?;
     let (files, read) = Files::start(reading.clone()).map_err(kernel("the thread that reads the file cannot start"))?;
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -192,6 +203,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         config_path,
         pulse: notifier.watchdog_interval(),
         keeps: keeper.is_some(),
+        kept_file: start.kept.is_some(),
     };
     let Origin { supervisor, sockets, control, control_door, roll, answers, asked, installed, seen, left } =
         match start.heritage.take() {
@@ -240,12 +252,15 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         watching: watching.clone(),
         outside: vec![
             Outside::new(FILE, "changes of it are not seen, and what is in force stays", vec![reading, watching]),
+            Outside::new("the disk of the state folder", "what is decided may not survive a restart", vec![writing]),
             Outside::new("systemd", "it does not hear how lbd is doing", vec![telling]),
         ],
         changed: changed_sender,
         watcher: None,
         seen,
-        in_force: (supervisor.snapshot().generation, start.content),
+        in_force: (supervisor.snapshot().generation, start.content.clone()),
+        read: start.content,
+        kept: start.kept,
         answers,
         connected,
         checked: checked_sender,
@@ -280,12 +295,17 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
             let no_worker = |e| format!("a worker cannot start: {e}");
             let workers = setups.into_iter().map(Worker::new).collect::<Result<Vec<_>, _>>().map_err(no_worker)?;
             effects.crew.begin(workers);
-            effects.first = Some(FileRead::Right(Box::new(start.config)));
+            let refused = start.refused.map(|(read, _)| read);
+            effects.first = Some(refused.unwrap_or_else(|| FileRead::Right(Box::new(start.config))));
             Event::ReloadAsked(ReloadBy::Start)
         }
-        Some(left) => Event::TookOver(left.settle(setups, &supervisor, &mut effects)),
+        Some(left) => {
+            effects.keep_in_force(); // what was being written when the other program ended may not be on the disk
+            Event::TookOver(left.settle(setups, &supervisor, &mut effects))
+        }
     };
     signals::ignore_others();
+    tokio::spawn(children::reap_others());
     signals::take_again();
     Ok(Prepared { sources, effects, supervisor, first, serving })
 }

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nix::libc::{SIGRTMAX, SIGRTMIN};
-use nix::sys::signal::{SigSet, Signal as Number};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 use tracing::warn;
@@ -76,6 +76,17 @@ fn realtime() -> RangeInclusive<i32> {
 /// a signal that came just before an exec would be lost.
 pub fn leave_to_others() {
     let _ = ours().thread_block();
+}
+
+/// Begins threads that take none from their first moment on: one that the kernel has not run yet might otherwise take a signal just
+/// before an exec, and it would be lost. To be called by the main thread once it serves.
+pub fn beginning<T>(begin: impl FnOnce() -> T) -> T {
+    let before = ours().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let begun = begin();
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
+    begun
 }
 
 /// Until further notice they wait for the process, over an exec too. To be called by the main thread.

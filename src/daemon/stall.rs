@@ -1,13 +1,17 @@
 //! Threads that may be kept by something outside (a file system that is away, a name service that does not answer) so that the main
 //! thread is not: each shows when it is at such a call, and one that has been there for long is told of, once.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::now;
+use super::signals::leave_to_others;
 use crate::words::Happening;
 
 /// How long a call may take before it is told of.
@@ -75,11 +79,27 @@ impl Outside {
     }
 }
 
+/// Does something that may hang on a thread of its own; `None` where it takes longer than `patience`, and then goes on by itself.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn within<T: Send + 'static>(
+    patience: Duration,
+    name: &str,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Option<T>> {
+    let (tell, told) = sync_channel(1);
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        leave_to_others();
+        let _ = tell.send(call()); // nobody may wait any more
+    })?;
+    Ok(told.recv_timeout(patience).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{channel, sync_channel};
-    use std::thread;
+    use std::sync::mpsc::channel;
 
     #[test]
     fn one_that_hangs_is_told_of_once_and_once_when_it_is_over() {
@@ -107,5 +127,14 @@ mod tests {
         assert_eq!(outside.told, Some(after(7)), "it may hang again in a moment");
         outside.look(after(38));
         assert_eq!(outside.told, None);
+    }
+
+    #[test]
+    fn who_has_no_more_patience_goes_on() {
+        let (end, ends) = channel::<()>();
+        let late = within(Duration::from_millis(1), "test", move || ends.recv());
+        assert!(matches!(late, Ok(None)));
+        drop(end);
+        assert_eq!(within(Duration::from_secs(60), "test", || 7).unwrap(), Some(7));
     }
 }

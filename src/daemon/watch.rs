@@ -17,7 +17,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::signals::leave_to_others;
+use super::signals::beginning;
 use super::stall::Calls;
 use chain::Chain;
 
@@ -75,10 +75,8 @@ impl Watcher {
         let mut lookout = Lookout::new(path, content, changed, timing, listen)?;
         lookout.calls = calls;
         let shared = Arc::clone(&lookout.shared);
-        thread::Builder::new().name("lbd-watch".into()).spawn(move || {
-            leave_to_others();
-            lookout.run();
-        })?;
+        let thread = thread::Builder::new().name("lbd-watch".into());
+        beginning(|| thread.spawn(move || lookout.run()))?;
         Ok(Self { shared })
     }
 

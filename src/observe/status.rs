@@ -69,6 +69,8 @@ pub struct LastReload {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReloadAsker {
+    /// The start: its file was refused, and what was last in force serves.
+    Start,
     /// The file watcher.
     Watcher,
     /// SIGHUP.
@@ -132,6 +134,7 @@ impl Status {
 impl LastReload {
     fn line(&self) -> String {
         let by = match self.by {
+            ReloadAsker::Start => "the start",
             ReloadAsker::Watcher => "the file watcher",
             ReloadAsker::Signal => "SIGHUP",
             ReloadAsker::Control => "lbctl",

@@ -42,6 +42,8 @@ happenings! {
     ReloadApplied = "reload-applied", "2661232c5a03426dac20422f484f81cf";
     /// A changed configuration was refused, and nothing has changed; each problem is an event of its own.
     ReloadRefused = "reload-refused", "f81ccd246e3e42f8b6377e619d026478";
+    /// The file was refused at the start; what was last in force serves until it is valid. Each problem is an event of its own.
+    Fallback = "fallback", "f5898c8502da45f1b3965e6f804d82f2";
     /// Another program has taken over in place, with every session.
     Upgraded = "upgraded", "5d1b8f1b6c0e4c7f9a4b2f0d7c3e8a61";
     /// A program that was to take over was refused or has failed; the one that served before goes on.

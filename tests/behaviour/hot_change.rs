@@ -314,7 +314,7 @@ impl Drop for Away {
 }
 
 #[test]
-fn a_file_system_that_is_away_holds_up_nobody_but_who_wants_the_file_read() {
+fn a_file_system_that_is_away_holds_up_nobody_but_who_wants_the_file_read_and_no_upgrade() {
     let a = Backend::start(echo);
     let config = web(&[("a", &a)], "health_check: { interval: 100ms }") + "watch: false\n";
     let lbd = Lbd::start(&config);

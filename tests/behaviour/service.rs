@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::backend::{Backend, echo, named};
 use crate::client::{ask, connect, connect_from, connect_unix, echoes, until, who};
 use crate::daemon::{Lbd, lbd_command, web};
 use crate::manager::{Manager, passing};
+use crate::upgrade::children;
 
 fn service(config: &str) -> (Manager, Lbd) {
     let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -271,7 +273,7 @@ fn the_manager_is_told_of_an_upgrade_and_keeps_what_it_has() {
 }
 
 #[test]
-fn a_signal_that_means_nothing_to_lbd_is_told_with_what_was_probably_meant_and_ends_nothing() {
+fn a_signal_that_means_nothing_to_lbd_is_told_with_what_was_probably_meant_and_ends_nothing_nor_after_an_upgrade() {
     let a = Backend::start(echo);
     let lbd = Lbd::start(&web(&[("a", &a)], ""));
     let client = connect(lbd.web());
@@ -301,6 +303,28 @@ fn a_signal_that_means_nothing_to_lbd_is_told_with_what_was_probably_meant_and_e
     lbd.await_log_times("SIGUSR2 is ignored", 2);
     echoes(&client).unwrap();
     assert_eq!(lbd.log().matches("SIGUSR2 is ignored").count(), 2);
+}
+
+#[test]
+fn a_child_that_others_leave_to_it_does_not_stay_defunct_nor_after_an_upgrade() {
+    let a = Backend::start(echo);
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("lbd.yaml"), web(&[("a", &a)], "")).unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // One ends before lbd is there, one when it is told to.
+    let lbd = lbd_command(dir.path());
+    let mut shell = Command::new("sh");
+    let script = format!("true & read line <'{}' & exec \"$0\" \"$@\"", fifo.display());
+    shell.arg("-c").arg(script).arg(lbd.get_program()).args(lbd.get_args());
+    let lbd = Lbd::spawn(shell, dir);
+    lbd.await_log("serving;");
+    let count = || children(&lbd).split_whitespace().count();
+    until("the first is gone", || (count() == 1).then_some(()));
+    lbd.done(&["upgrade"]);
+    fs::write(&fifo, "go\n").unwrap();
+    until("the other is gone", || (count() == 0).then_some(()));
+    lbd.done(&["upgrade", "--dry-run"]); // those of its own are still waited for
 }
 
 #[test]

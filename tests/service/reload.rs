@@ -27,10 +27,15 @@ fn a_refused_reload_fails_visibly_and_changes_nothing() {
 }
 
 #[test]
-fn a_wrong_file_at_the_start_is_not_tried_again_and_again() {
+fn a_wrong_file_at_the_start_is_served_without_and_where_none_was_ever_in_force_not_tried_again_and_again() {
     let Some(machine) = Machine::serving() else { return };
     machine.done(&["systemctl", "stop", "lbd"]);
     machine.configure("listeners: {}\n");
+    machine.done(&["systemctl", "start", "lbd"]);
+    assert!(machine.property("StatusText").contains("serving by what was last in force"));
+    assert!(!machine.events("fallback").is_empty());
+    machine.done(&["systemctl", "stop", "lbd"]);
+    machine.done(&["rm", "/var/lib/lbd/in-force.yaml"]);
     assert!(!machine.run(&["systemctl", "start", "lbd"]).status.success());
     assert_eq!(machine.property("ExecMainStatus"), "78");
     assert_eq!((machine.property("ActiveState"), machine.property("NRestarts")), ("failed".into(), "0".into()));

@@ -43,6 +43,9 @@ pub struct CarriedSupervisor {
     /// Reloads that were waiting for the file, which is read anew.
     #[serde(default)]
     reloads: Vec<CarriedReload>,
+    /// Why the file of the start is not in force.
+    #[serde(default)]
+    fallback: Option<String>,
 }
 
 /// Who asked for a reload.
@@ -196,6 +199,7 @@ impl Supervisor {
             last_reload: self.last_reload.as_ref().map(|(reload, at)| (reload.clone(), clock.micros(*at))),
             waiting: waiting.collect(),
             reloads: self.unfinished_reloads().filter_map(CarriedReload::of).collect(),
+            fallback: self.fallback.clone(),
         }
     }
 
@@ -222,6 +226,7 @@ impl Supervisor {
         it.acknowledged = Revision(carried.acknowledged);
         it.started = clock.instant(carried.started);
         it.keeping = carried.keeping;
+        it.fallback = carried.fallback.clone();
         it.next_reload = carried.reloads.iter().map(CarriedReload::by).collect();
         it.last_reload = carried.last_reload.map(|(reload, at)| (reload, clock.instant(at)));
         for (asked, got) in &carried.bound {

@@ -1,7 +1,9 @@
 //! What operators decide outlives the process: it is handed out to be written down at each change, and taken up again at
-//! the start. Deadlines go by the wall clock meanwhile.
+//! the start. What is left of their time is written down with them: how much has passed until the start, and how that can be known where
+//! the wall clock was wrong, is `daemon::clock`'s. For the sake of a later boot all is written anew when the wall clock has jumped.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tracing::info;
 
@@ -14,12 +16,14 @@ use crate::words::Happening;
 /// How a line of an answer ends where what it tells of is kept.
 pub const KEPT: &str = "; kept over restarts";
 
+/// How far the wall clock may be from where it should be, before it is said to have jumped.
+const JUMP: Duration = Duration::from_secs(2);
+
 /// What was decided before the start, less what has come to its end since.
 pub fn recalled(decided: Vec<Decision>, now: Now) -> BTreeMap<BackendKey, Override> {
     let mut overrides = BTreeMap::new();
-    for Decision { backend, admin, by, reason, since, until } in decided {
+    for Decision { backend, admin, by, reason, since, left } in decided {
         let (pool, name) = (backend.0.pool.to_string(), backend.0.backend.to_string());
-        let left = until.map(|until| until.duration_since(now.wall).unwrap_or_default());
         if left.is_some_and(|left| left.is_zero()) {
             info!(
                 event = Happening::OverrideEnded.as_str(),
@@ -58,9 +62,19 @@ impl Supervisor {
             by: o.by.clone(),
             reason: o.reason.clone(),
             since: o.since,
-            until: o.until.map(|until| now.wall + until.saturating_duration_since(now.at)),
+            left: o.until.map(|until| until.saturating_duration_since(now.at)),
         };
         out.push(Action::Keep(self.keeping, self.overrides.iter().map(decision).collect()));
+    }
+
+    /// Sees to it that what is written down can be relied upon at the next boot, when only the wall clock tells how much time has passed.
+    pub(super) fn follow_the_wall_clock(&mut self, now: Now, out: &mut Vec<Action>) {
+        let before = std::mem::replace(&mut self.clocks, now);
+        let expected = before.wall + now.at.saturating_duration_since(before.at);
+        let off = now.wall.duration_since(expected).unwrap_or_else(|behind| behind.duration());
+        if off > JUMP && self.overrides.values().any(|o| o.until.is_some()) {
+            self.keep_overrides(now, out);
+        }
     }
 
     /// An answer, with a word of warning where what it tells of is not written down.

@@ -2,6 +2,7 @@
 //! says when it wants to be asked again. It reads no clock, file or socket, so that a test can play any history
 //! through it. It owns the configuration in force, the cells, the verdicts and the operator's overrides.
 
+mod fallback;
 mod heritage;
 mod keeping;
 mod liveness;
@@ -63,6 +64,8 @@ pub struct Facts {
     pub keeps: bool,
     /// How often the service manager wants proof that everything turns; `None`: not at all.
     pub pulse: Option<Duration>,
+    /// Whether there is a file that was last in force, beside that of the start.
+    pub kept_file: bool,
     /// The file; `None` where there is none (`--demo`).
     pub config_path: Option<String>,
 }
@@ -91,6 +94,10 @@ pub struct Supervisor {
     kept: (u64, Result<(), String>),
     reload: Option<Reload>,
     reading: Reading,
+    /// Why the file of the start is not in force, but the one that was kept.
+    fallback: Option<String>,
+    /// At the last look.
+    clocks: Now,
     /// Who asked for a reload while one was under way.
     next_reload: VecDeque<ReloadBy>,
     last_reload: Option<(LastReload, Instant)>,
@@ -189,6 +196,8 @@ impl Supervisor {
             kept: (0, Ok(())),
             reload: None,
             reading: Reading::default(),
+            fallback: None,
+            clocks: now,
             next_reload: VecDeque::new(),
             last_reload: None,
             waiting: Vec::new(),
@@ -269,6 +278,7 @@ impl Supervisor {
         self.go_on_stopping(now, out);
         if self.stage == Stage::Serving && self.status_at <= now.at {
             self.status_at = now.at + STATUS;
+            self.follow_the_wall_clock(now, out);
             if self.acknowledged >= self.revision {
                 self.cells.forget_empty();
             }

@@ -50,7 +50,8 @@ impl Supervisor {
                 let lines: Vec<ProblemLine> = problems.into_iter().map(|p| line(&file, p)).collect();
                 let count = lines.len();
                 let what = if count == 1 { "a problem".to_owned() } else { format!("{count} problems") };
-                return self.refuse_reload(&format!("{file} has {what}; nothing was changed"), lines, now, out);
+                let after = if by == ReloadBy::Start { "" } else { "; nothing was changed" };
+                return self.refuse_reload(&format!("{file} has {what}{after}"), lines, now, out);
             }
         };
         let diff = match &self.config {
@@ -59,9 +60,12 @@ impl Supervisor {
         };
         if let Some(old) = &self.config {
             if *old == config {
+                if self.is_no_fallback_any_more() {
+                    out.push(Action::SetWatch(config.watch));
+                }
                 return self.finish_reload(ReloadResult::Unchanged, Vec::new(), Vec::new(), now, out);
             }
-            if let Some(why) = diff.too_drastic(old).filter(|_| by == ReloadBy::Watcher) {
+            if let Some(why) = diff.too_drastic(old).filter(|_| by == ReloadBy::Watcher && self.fallback.is_none()) {
                 return self.refuse_reload(&why, Vec::new(), now, out);
             }
         }
@@ -82,6 +86,7 @@ impl Supervisor {
     /// Everything is there: swaps.
     pub(super) fn bound(&mut self, bound: BTreeMap<Address, Address>, now: Now, out: &mut Vec<Action>) {
         let Some((config, diff)) = self.reload.as_mut().and_then(|reload| reload.config.take()) else { return };
+        let was_fallback = self.is_no_fallback_any_more();
         for (asked, got) in &bound {
             info!(listener = owner(&config, asked), address = %got, asked = %asked, "listening");
         }
@@ -93,8 +98,8 @@ impl Supervisor {
         if self.config.as_ref().is_none_or(|old| old.log.level != config.log.level) {
             out.push(Action::SetLogLevel(config.log.level));
         }
-        if self.config.as_ref().is_none_or(|old| old.watch != config.watch) {
-            out.push(Action::SetWatch(config.watch));
+        if was_fallback || self.config.as_ref().is_none_or(|old| old.watch != config.watch) {
+            out.push(Action::SetWatch(config.watch || self.fallback.is_some()));
         }
         if let Some(old) = self.config.as_ref().filter(|old| old.control != config.control) {
             // The path itself takes effect at restart.
@@ -207,8 +212,12 @@ impl Supervisor {
     }
 
     pub(super) fn refuse_reload(&mut self, why: &str, problems: Vec<ProblemLine>, now: Now, out: &mut Vec<Action>) {
-        let Some(Reload { by, .. }) = self.reload.take() else { return };
+        let Some(Reload { by, .. }) = self.reload else { return };
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        if by == ReloadBy::Start && self.facts.kept_file && self.fallback.is_none() {
+            return self.fall_back(why, lines, now, out);
+        }
+        self.reload = None;
         if by == ReloadBy::Start {
             let mut text = why.to_owned();
             lines.iter().for_each(|line| text.push_str(&format!("\n{line}")));
@@ -250,9 +259,10 @@ impl Supervisor {
         }
     }
 
-    fn note_reload(&mut self, by: ReloadBy, result: ReloadResult, problems: Vec<String>, now: Now) {
+    pub(super) fn note_reload(&mut self, by: ReloadBy, result: ReloadResult, problems: Vec<String>, now: Now) {
         let by = match by {
-            ReloadBy::Start => return,
+            ReloadBy::Start if result != ReloadResult::Refused => return,
+            ReloadBy::Start => ReloadAsker::Start,
             ReloadBy::Watcher => ReloadAsker::Watcher,
             ReloadBy::Signal => ReloadAsker::Signal,
             ReloadBy::Operator(_) => ReloadAsker::Control,

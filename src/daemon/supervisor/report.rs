@@ -18,11 +18,11 @@ impl Supervisor {
         let (up, total) = self.backends_up();
         let sessions = self.cells.sessions();
         let stopping = if self.stage.is_stopping() { "stopping; " } else { "" };
-        let version = &self.facts.version;
+        let (version, fallback) = (&self.facts.version, self.fallback_line());
         let upgraded =
             if self.upgrades > 0 { format!("; upgraded in place: {}", self.upgrades) } else { String::new() };
         format!(
-            "{stopping}generation {}, {up} of {total} backends up, sessions: {sessions}; lbd {version}{upgraded}",
+            "{stopping}{fallback}generation {}, {up} of {total} backends up, sessions: {sessions}; lbd {version}{upgraded}",
             self.generation
         )
     }
@@ -58,6 +58,7 @@ impl Supervisor {
                 _ => format!("pool {} has no backend that can take a session; its clients are refused", pool.cell.name),
             })
             .collect();
+        warnings.extend(self.fallback_warning());
         if let (Some(first), Some(config)) = (&self.first, &self.config) {
             let mut now_and_then = config.clone();
             now_and_then.process.clone_from(&first.process);

@@ -39,7 +39,16 @@ struct Daemon {
 impl Daemon {
     fn serving(file: &'static str) -> Self {
         Self::with(
-            Facts { version: "0".into(), pid: 1, uid: 0, workers: 2, pulse: None, keeps: false, config_path: None },
+            Facts {
+                version: "0".into(),
+                pid: 1,
+                uid: 0,
+                workers: 2,
+                pulse: None,
+                keeps: false,
+                kept_file: false,
+                config_path: None,
+            },
             file,
         )
     }
@@ -115,7 +124,7 @@ impl Daemon {
 }
 
 fn now(start: Instant, at: Instant) -> Now {
-    Now { at, micros: 1 + (at - start).as_micros() as u64, wall: SystemTime::UNIX_EPOCH }
+    Now { at, micros: 1 + (at - start).as_micros() as u64, wall: SystemTime::UNIX_EPOCH + (at - start) }
 }
 
 fn a() -> BackendKey {

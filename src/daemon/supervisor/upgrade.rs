@@ -143,7 +143,7 @@ impl Supervisor {
         self.stage = Stage::Serving;
         out.push(Action::Notify(Notice::Alive));
         if let Some(config) = &self.config {
-            out.push(Action::SetWatch(config.watch));
+            out.push(Action::SetWatch(config.watch || self.fallback.is_some()));
         }
         self.keep_overrides(now, out); // what was being written when the other program ended may not be on the disk
         self.publish(Doors::default(), out);

@@ -22,6 +22,7 @@ use super::elf::{self, judge};
 use super::{misbehave, process, record};
 use crate::config::Config;
 use crate::daemon::children::{self, Ended, Unheard};
+use crate::daemon::signals;
 use crate::observe::json;
 
 /// How long a program may take to say what it is.
@@ -64,7 +65,7 @@ pub fn own_path() -> PathBuf {
 pub async fn check(path: &Path, content: &[u8]) -> Result<Target, String> {
     let name = path.display();
     let its = path.to_owned();
-    let file = match timeout(PATIENCE, spawn_blocking(move || look(&its))).await {
+    let file = match timeout(PATIENCE, signals::beginning(|| spawn_blocking(move || look(&its)))).await {
         Ok(Ok(looked)) => looked.map_err(|why| format!("{name} {why}"))?,
         Ok(Err(e)) => return Err(format!("{name} cannot be looked at: {e}")),
         Err(_) => return Err(format!("{name} cannot be looked at: its file system does not answer")),

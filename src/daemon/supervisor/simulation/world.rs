@@ -94,6 +94,7 @@ impl World {
             workers: WORKERS,
             pulse: Some(Duration::from_secs(3)),
             keeps: true,
+            kept_file: false,
             config_path: Some("lbd.yaml".into()),
         };
         let mut world = Self {
@@ -191,6 +192,7 @@ impl World {
                 }
                 self.soon(Event::ConfigRead(read));
             }
+            Action::ReadKept => unreachable!("nothing is kept"),
             Action::ForgetRead => {
                 let is_read = |due: &&mut Due| matches!(due, Due::Event(Event::ConfigRead(_)));
                 let read = self.due.values_mut().find(is_read).expect("it is under way");

@@ -83,7 +83,16 @@ fn is_told(actions: &[Action]) -> bool {
 fn the_watchdog_is_fed_only_when_all_workers_have_turned() {
     let pulse = Some(Duration::from_secs(5));
     let mut daemon = Daemon::with(
-        Facts { version: "0".into(), pid: 1, uid: 0, workers: 2, pulse, keeps: false, config_path: None },
+        Facts {
+            version: "0".into(),
+            pid: 1,
+            uid: 0,
+            workers: 2,
+            pulse,
+            keeps: false,
+            kept_file: false,
+            config_path: None,
+        },
         PATIENT,
     );
     assert!(is_told(&daemon.on(Event::Turned(1))), "asked for at the start");
@@ -101,7 +110,16 @@ fn the_watchdog_is_fed_only_when_all_workers_have_turned() {
 fn the_watchdog_is_fed_each_second_of_a_drain_and_on_the_same_terms() {
     let pulse = Some(Duration::from_secs(5));
     let mut daemon = Daemon::with(
-        Facts { version: "0".into(), pid: 1, uid: 0, workers: 2, pulse, keeps: false, config_path: None },
+        Facts {
+            version: "0".into(),
+            pid: 1,
+            uid: 0,
+            workers: 2,
+            pulse,
+            keeps: false,
+            kept_file: false,
+            config_path: None,
+        },
         PATIENT,
     );
     daemon.on(Event::Turned(1));
@@ -116,4 +134,34 @@ fn the_watchdog_is_fed_each_second_of_a_drain_and_on_the_same_terms() {
     daemon.after(Duration::from_secs(1), Event::Tick);
     let done = daemon.after(Duration::from_secs(1), Event::Tick);
     assert!(!is_told(&done), "{done:?}");
+}
+
+#[test]
+fn a_wall_clock_that_jumps_ends_no_override_and_has_what_is_left_written_down_anew() {
+    let facts = Facts { keeps: true, ..Daemon::serving(CHECKED).supervisor.facts.clone() };
+    let mut daemon = Daemon::with(facts, CHECKED);
+    let target = Target::Named { backend: "a".parse().unwrap(), pools: Pools::One };
+    let expires = Some(Duration::from_secs(3600));
+    let drain = Request::Drain { target, wait: None, reason: None, expires };
+    daemon.on(Event::Asked(AskId(1), drain, Peer { uid: 0, user: None }));
+    let kept = |done: &[Action]| {
+        let left = |action: &Action| match action {
+            Action::Keep(_, decisions) => decisions[0].left,
+            _ => None,
+        };
+        done.iter().filter_map(left).collect::<Vec<_>>()
+    };
+    assert!(kept(&daemon.after(Duration::from_secs(60), Event::Tick)).is_empty(), "nothing has happened");
+    let year = Duration::from_secs(365 * 24 * 3600);
+    daemon.now += Duration::from_secs(60);
+    let now = now(daemon.start, daemon.now);
+    let heard = Now { wall: now.wall + 30 * year, ..now };
+    assert_eq!(kept(&daemon.supervisor.handle(heard, Event::Tick)), [Duration::from_secs(3480)]);
+    let later = Now {
+        at: heard.at + Duration::from_secs(60),
+        micros: heard.micros + 60_000_000,
+        wall: heard.wall + Duration::from_secs(60),
+    };
+    assert!(kept(&daemon.supervisor.handle(later, Event::Tick)).is_empty());
+    assert!(!daemon.supervisor.overrides.is_empty());
 }

@@ -12,7 +12,7 @@ use crate::words::{Generation, Health};
 
 fn facts() -> Facts {
     let config_path = Some("lbd.yaml".into());
-    Facts { version: "1".into(), pid: 1, uid: 7, workers: 2, pulse: None, keeps: true, config_path }
+    Facts { version: "1".into(), pid: 1, uid: 7, workers: 2, pulse: None, keeps: true, kept_file: false, config_path }
 }
 
 fn upgrade(earnest: Earnest) -> Request {

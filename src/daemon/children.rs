@@ -62,7 +62,7 @@ pub async fn run(mut command: Command, input: Vec<u8>, patience: Duration) -> Re
     let (tell, told) = oneshot::channel();
     // A task of its own: whoever asked may go, and the child must be waited for all the same.
     tokio::spawn(async move {
-        match signals::beginning(|| spawn_blocking(move || command.spawn())).await {
+        match signals::beginning(|| spawn_blocking(move || signals::beginning_child(|| command.spawn()))).await {
             Ok(Ok(child)) => see_to_its_end(child, input, patience, tell, counted).await,
             Ok(Err(e)) => drop(tell.send(Err(Unheard::NotStarted(e)))),
             Err(e) => drop(tell.send(Err(Unheard::NotStarted(io::Error::other(e))))),
@@ -170,6 +170,15 @@ mod tests {
         assert!(matches!(late, Err(Unheard::Late)), "{late:?}");
         let none = run(Command::new("/nowhere/to/be/found"), Vec::new(), LONG).await;
         assert!(matches!(none, Err(Unheard::NotStarted(_))), "{none:?}");
+    }
+
+    #[test]
+    fn one_takes_signals_though_the_thread_that_begins_it_takes_none() {
+        use std::os::unix::process::ExitStatusExt;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().on_thread_start(signals::leave_to_others).build().unwrap();
+        let ended = runtime.block_on(run(shell("kill -TERM $$; echo lives on"), Vec::new(), LONG)).unwrap();
+        assert_eq!(ended.status.signal(), Some(15), "{ended:?}");
     }
 
     #[tokio::test]

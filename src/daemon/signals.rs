@@ -89,6 +89,16 @@ pub fn beginning<T>(begin: impl FnOnce() -> T) -> T {
     begun
 }
 
+/// Begins a child from a thread that takes none: a child inherits the mask (signal(7)), and is to be ended like any other.
+pub fn beginning_child<T>(begin: impl FnOnce() -> T) -> T {
+    let before = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+    let begun = begin();
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
+    begun
+}
+
 /// Until further notice they wait for the process, over an exec too. To be called by the main thread.
 pub fn hold() {
     let _ = ours().thread_block();

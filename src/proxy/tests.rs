@@ -120,11 +120,10 @@ pub(super) fn echo_server() -> SocketAddr {
     let at = door.local_addr().unwrap();
     thread::spawn(move || {
         for client in door.incoming() {
-            let mut client = client.unwrap();
+            let client = client.unwrap();
             thread::spawn(move || {
-                let mut back = client.try_clone().unwrap();
-                let _ = std::io::copy(&mut client, &mut back);
-                let _ = back.shutdown(Shutdown::Write);
+                let _ = std::io::copy(&mut &client, &mut &client);
+                let _ = client.shutdown(Shutdown::Write);
             });
         }
     });

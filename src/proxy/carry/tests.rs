@@ -125,14 +125,14 @@ fn what_was_assembled_and_not_committed_leaves_the_sessions_to_the_predecessor()
 fn an_exec_leaves_open_what_is_carried_and_after_a_change_of_mind_closes_it() {
     let _alone = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut fleet = Fleet::serving(2, &format!("a: {}", echo_server()), "spare_connections: 2");
-    let mut clients: Vec<_> = (0..200).map(|_| fleet.client()).collect();
+    let mut clients: Vec<_> = (0..70).map(|_| fleet.client()).collect(); // four descriptors each, and an ordinary user has 1,024
     clients.iter_mut().for_each(|client| say(client, b"hello"));
     for (what, closed) in [(OnExec::Keep, false), (OnExec::Close, true), (OnExec::Keep, false)] {
         fleet.around.lines.iter().for_each(|line| line.tell(Command::OnExec(what)).unwrap());
-        clients.extend((0..20).map(|_| fleet.client()));
+        clients.extend((0..5).map(|_| fleet.client()));
         clients.iter_mut().for_each(|client| say(client, b"hello"));
         fleet.until("all are marked", || fleet.around.lines.iter().all(|line| line.is_marked()));
-        clients.extend((0..20).map(|_| fleet.client()));
+        clients.extend((0..5).map(|_| fleet.client()));
         clients.iter_mut().for_each(|client| say(client, b"hello"));
         let parked = fleet.park();
         let carried = fleet::through_bytes(&parked);

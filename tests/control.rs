@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // clippy sees tests in #[test] functions alone, not in what they call
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -248,6 +249,38 @@ fn wrong_usage_exits_2() {
         let output = Command::new(env!("CARGO_BIN_EXE_lbctl")).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn no_slip_is_answered_with_shutdown() {
+    for slip in ["show", "shutdwn", "shut", "showdown", "down", "shutdow"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_lbctl")).arg(slip).output().unwrap();
+        let (code, _, reason) = out(&output);
+        assert!(code == Some(2) && !reason.contains("shutdown"), "{slip}: {reason}");
+    }
+    let (_, _, reason) = out(&Command::new(env!("CARGO_BIN_EXE_lbctl")).arg("relod").output().unwrap());
+    assert!(reason.contains("'reload'"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_reload_by_systemd_says_nothing_that_the_daemon_has_logged() {
+    let mut door = Door::open();
+    for (mainpid, stream_is_stderr, is_said) in [(true, true, false), (false, true, true), (true, false, true)] {
+        let file = tempfile::tempfile().unwrap();
+        let found = file.metadata().unwrap();
+        let stream = format!("{}:{}", found.dev(), found.ino() + u64::from(!stream_is_stderr));
+        let mut lbctl = door.lbctl(&["reload"]);
+        lbctl.env("JOURNAL_STREAM", stream).stdout(file.try_clone().unwrap()).stderr(file.try_clone().unwrap());
+        if mainpid {
+            lbctl.env("MAINPID", "1");
+        } else {
+            lbctl.env_remove("MAINPID");
+        }
+        let run = spawn_blocking(move || lbctl.status().unwrap());
+        door.next().await.answer.send(Reply::refused("no")).unwrap();
+        assert_eq!(run.await.unwrap().code(), Some(1));
+        assert_eq!(file.metadata().unwrap().len() > 0, is_said, "{mainpid} {stream_is_stderr}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use lbd::config::Config;
+use lbd::config::{Config, placed};
 
 /// What an operator reads, and what a developer reads.
 const FOR_OPERATORS: &[&str] = &["README.md", "CHANGELOG.md", "packaging/OPERATING.md"];
@@ -140,11 +140,14 @@ fn unknown_keys(text: &str) -> Vec<String> {
     parts.filter(|(_, part)| !known.contains(*part)).map(|(span, _)| format!("{span} is no key of full.yaml")).collect()
 }
 
-/// Example configurations that are wrong.
+/// What is wrong with example configurations, or is warned of.
 fn wrong_examples(text: &str) -> Vec<String> {
     let blocks = text.split("```yaml\n").skip(1).map(|after| after.split("```").next().unwrap());
-    let problems = blocks.flat_map(|block| Config::parse(block).err().unwrap_or_default());
-    problems.map(|problem| problem.to_string()).collect()
+    let told = blocks.flat_map(|block| match Config::parse(block) {
+        Ok(config) => placed(config.warnings(), block.as_bytes()),
+        Err(problems) => problems,
+    });
+    told.map(|problem| problem.to_string()).collect()
 }
 
 /// Files that are named and not there: links from the document's folder, paths in code from the root or from src.

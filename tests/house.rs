@@ -117,6 +117,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
             "daemon/crew.rs",
             "daemon/folder.rs",
             "daemon/logging/",
+            "daemon/machine.rs",
             "daemon/mod.rs",
             "daemon/signals.rs",
             "daemon/systemd.rs",

@@ -75,7 +75,7 @@ fn lbd_8_has_each_variable_that_lbd_reads() {
     let said = Page::parse(&read("lbd.8")).variables();
     let mut so: BTreeSet<String> = variables_in(&folder().join("../src"));
     // lbctl's, the demo's and the tests'.
-    let of_others = ["LBD_SOCKET", "PATH", "LBD_SIM_SEED", "LBD_TEST_TAKEOVER", "LBD_TEST_VERSION"];
+    let of_others = ["LBD_SOCKET", "MAINPID", "PATH", "LBD_SIM_SEED", "LBD_TEST_TAKEOVER", "LBD_TEST_VERSION"];
     of_others.iter().for_each(|other| assert!(so.remove(*other), "{other}"));
     so.extend(["LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"].map(str::to_owned)); // read by a library
     assert_eq!(differences(&said, &so), [""; 0]);

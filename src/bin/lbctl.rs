@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use lbd::control::client::{ClientError, ask};
 use lbd::control::{Earnest, LiveSessions, Place, Pools, Reply, Request, ShutdownMode, Target, Upgrade, Wait, socket};
+use lbd::daemon::logging::is_stderr_the_journal;
 use lbd::observe::{Colour, Paper, json};
 use lbd::words::PoolName;
 
@@ -19,7 +21,7 @@ const PROMPT: Duration = Duration::from_secs(30);
 
 /// Talk to a running lbd
 #[derive(Parser)]
-#[command(name = "lbctl", version, max_term_width = 100, after_long_help = AFTER_HELP, after_help = AFTER_HELP)]
+#[command(name = "lbctl", version, after_long_help = AFTER_HELP, after_help = AFTER_HELP)]
 struct Cli {
     /// The daemon's control socket
     ///
@@ -182,11 +184,13 @@ enum Task {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| never_suggest_shutdown(error).exit());
+    let tells_the_journal = matches!(cli.command, Command::Reload) && is_reload_of_unit();
     let (places, show) = (places(cli.socket), Show::new(cli.json));
     match task(cli.command) {
         Task::Complete(shell) => complete(shell),
         Task::Ask(request) => match ask_at(&places, &request).await {
+            Ok(reply) if tells_the_journal => reply.exit_code().into(),
             Ok(reply) => show.once(&reply),
             Err(error) => failed(&error),
         },
@@ -195,6 +199,30 @@ async fn main() -> ExitCode {
             _ = tokio::signal::ctrl_c() => ExitCode::SUCCESS,
         },
     }
+}
+
+/// Who mistypes `show` must not be one key away from stopping the service.
+fn never_suggest_shutdown(mut error: clap::Error) -> clap::Error {
+    const SUGGESTED: ContextKind = ContextKind::SuggestedSubcommand;
+    let is_safe = |command: &str| command != "shutdown";
+    match error.remove(SUGGESTED) {
+        Some(ContextValue::Strings(mut commands)) => {
+            commands.retain(|command| is_safe(command));
+            if !commands.is_empty() {
+                error.insert(SUGGESTED, ContextValue::Strings(commands));
+            }
+        }
+        Some(ContextValue::String(command)) if is_safe(&command) => {
+            error.insert(SUGGESTED, ContextValue::String(command));
+        }
+        _ => {}
+    }
+    error
+}
+
+/// Whether systemd runs this for `systemctl reload`: then what comes of it is in the unit's journal already, told by the daemon.
+fn is_reload_of_unit() -> bool {
+    std::env::var_os("MAINPID").is_some() && is_stderr_the_journal()
 }
 
 fn task(command: Command) -> Task {

@@ -1,21 +1,21 @@
 //! The daemon's command line: arguments, the file, logging, then [`lbd::daemon::run`]. Decides the exit
 //! code: 0 stopped as asked, 1 could not start or broke, 2 usage, 78 the configuration is wrong.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
-use lbd::config::{Config, LogLevel, Problem, render};
+use lbd::config::{Config, LogLevel, Problem, placed, render, render_warnings};
 use lbd::control::Place;
 use lbd::daemon::demo::{self, Tools};
 use lbd::daemon::effects::Source;
 use lbd::daemon::event::FileRead;
-use lbd::daemon::files::{First, read_at_start, read_file};
+use lbd::daemon::files::{First, MOST_READ, read_at_start, read_file};
 use lbd::daemon::logging::{self, Logging};
-use lbd::daemon::{self, Start, systemd, upgrade};
+use lbd::daemon::{self, Start, machine, systemd, upgrade};
 use lbd::words::Address;
 
 /// EX_CONFIG of sysexits.h; the unit does not restart after it.
@@ -25,12 +25,12 @@ const BACKENDS: usize = 3;
 
 /// Balances TCP; driven by lbctl.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(version, after_help = EXAMPLES)]
 struct Arguments {
-    /// The configuration file
+    /// The configuration file; with --check, - is standard input
     #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.yaml")]
     config: PathBuf,
-    /// Check the file, print every problem, and exit: 0 right, 78 wrong
+    /// Check the file, print every problem and warning, and exit: 0 right, 78 wrong
     #[arg(long, conflicts_with_all = ["demo", "control"])]
     check: bool,
     /// Show lbd at work: three echo backends and a listener on 127.0.0.1:8080; needs no file
@@ -52,6 +52,7 @@ const EXAMPLES: &str = "\
 Examples:
   lbd --demo                          try it, without a file
   lbd --check --config lbd.yaml       is the file right?
+  generate | lbd --check --config -   is it, before it is a file?
   lbd --config lbd.yaml               run
 
 Signals: SIGHUP reloads; SIGTERM and SIGINT let sessions finish, then stop; a second one stops at once.
@@ -82,8 +83,13 @@ fn main() -> ExitCode {
     if let Some(called) = called {
         return take_over(&arguments, called);
     }
+    let is_input = arguments.config.as_os_str() == "-";
     if arguments.check {
-        return check(&arguments);
+        return check(&arguments, is_input);
+    }
+    if is_input {
+        let message = "--config - is for --check alone: a running lbd reads its file again at each reload; name a file";
+        Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit();
     }
     let First { config, content, refused, kept } = match read_at_start(&arguments.config) {
         Ok(first) => first,
@@ -97,21 +103,24 @@ fn main() -> ExitCode {
     })
 }
 
-fn check(arguments: &Arguments) -> ExitCode {
-    let (read, content) = read_file(&arguments.config);
-    let FileRead::Right(config) = read else { return refuse(arguments, read, &content) };
+fn check(arguments: &Arguments, is_input: bool) -> ExitCode {
+    let (read, content) = if is_input { read_input() } else { read_file(&arguments.config) };
+    let FileRead::Right(config, _) = read else { return refuse(arguments, read, &content) };
     let (listeners, pools) = (config.listeners.len(), config.pools.len());
     let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
-    let name = arguments.config.display();
+    let name = if is_input { INPUT.to_owned() } else { arguments.config.display().to_string() };
+    let warnings = placed(machine::look(&config), &content);
+    let warned = if warnings.is_empty() { String::new() } else { format!(", warnings: {}", warnings.len()) };
     // A reader that has gone wants no answer.
-    let _ =
-        writeln!(std::io::stdout(), "{name} is right; listeners: {listeners}, pools: {pools}, backends: {backends}");
+    let _ = write!(std::io::stderr(), "{}", all_warnings(&name, &warnings, &content));
+    let said = format!("{name} is right; listeners: {listeners}, pools: {pools}, backends: {backends}{warned}");
+    let _ = writeln!(std::io::stdout(), "{said}");
     ExitCode::SUCCESS
 }
 
 fn refuse(arguments: &Arguments, read: FileRead, content: &[u8]) -> ExitCode {
     match read {
-        FileRead::Right(_) => ExitCode::SUCCESS,
+        FileRead::Right(..) => ExitCode::SUCCESS,
         FileRead::Unreadable(why) => wrong(arguments, &why),
         FileRead::Wrong(name, problems) => wrong(arguments, &all_of(&name, &problems, content)),
     }
@@ -222,6 +231,29 @@ fn wrong(arguments: &Arguments, why: &str) -> ExitCode {
     }
     let _ = with_logging(LogLevel::Info, |_| Err(why.trim_end().to_owned()));
     ExitCode::from(WRONG_CONFIGURATION)
+}
+
+/// What is checked by `--config -`, as messages name it.
+const INPUT: &str = "<stdin>";
+
+fn read_input() -> (FileRead, Vec<u8>) {
+    let mut content = Vec::new();
+    let read = match std::io::stdin().take(MOST_READ).read_to_end(&mut content) {
+        Err(e) => FileRead::Unreadable(format!("{INPUT}: {e}")),
+        Ok(_) => match Config::parse(&content) {
+            Ok(config) => FileRead::Right(Box::new(config), Vec::new()),
+            Err(problems) => FileRead::Wrong(INPUT.into(), problems),
+        },
+    };
+    (read, content)
+}
+
+/// As [`all_of`], of what is only to be looked at.
+fn all_warnings(name: &str, warnings: &[Problem], content: &[u8]) -> String {
+    if std::io::stderr().is_terminal() && !warnings.is_empty() {
+        return render_warnings(warnings, name, content, std::env::var_os("NO_COLOR").is_none()) + "\n";
+    }
+    warnings.iter().map(|warning| warning.one_line_of_warning(name) + "\n").collect()
 }
 
 /// With the lines they are in for a person, one a line for a program.

@@ -31,7 +31,7 @@ impl Config {
     }
 }
 
-fn check(file: &File) -> (Option<Config>, Checked) {
+pub(super) fn check(file: &File) -> (Option<Config>, Checked) {
     let mut reader = Reader::new(file.lost_from);
     let root = file.root.as_ref().filter(|root| !matches!(*root.value, Value::Null));
     let config = root.and_then(|root| whole(&mut reader, root));
@@ -48,7 +48,7 @@ fn whole(r: &mut Reader, root: &Node) -> Option<Config> {
     let watch = r.optional(&top, "watch", Plain(boolean));
     let drain_timeout = r.optional(&top, "drain_timeout", Plain(duration(Duration::ZERO)));
     let restart_drain = r.optional(&top, "restart_drain", Plain(duration(Duration::ZERO)));
-    let removed_timeout = r.optional(&top, "removed_timeout", Plain(duration_or_never));
+    let removed_timeout = r.optional(&top, "removed_timeout", Plain(duration_or_never(Duration::ZERO)));
     let control = r.optional(&top, "control", control);
     let log = r.optional(&top, "log", log);
     let socket = control.as_ref().and_then(|control| control.socket.as_deref());
@@ -96,8 +96,8 @@ fn listener(r: &mut Reader, item: Item<'_>) -> ListenerDraft {
     draft.pool = r.required(&fields, "pool", "pool: NAME", |r: &mut Reader, item: Item<'_>| {
         r.placed(item, value::text("the name of a pool"))
     });
-    let max_connections = r.optional(&fields, "max_connections", Plain(number32(1, u32::MAX)));
-    let idle_timeout = r.optional(&fields, "idle_timeout", Plain(duration(MILLISECOND)));
+    let max_connections = r.optional(&fields, "max_connections", Plain(value::limit)).flatten();
+    let idle_timeout = r.optional(&fields, "idle_timeout", Plain(duration_or_never(MILLISECOND)));
     let keepalive = r.optional(&fields, "keepalive", keepalive);
     let accept_proxy = r.optional(&fields, "accept_proxy", accept_proxy);
     draft.binds = binds.unwrap_or_default();
@@ -248,7 +248,7 @@ mod tests {
             "listeners: { web: { bind: 0.0.0.0:80, pool: web } }\npools: { web: { backends: { b: 10.0.0.7:80 } } }";
         let config = Config::parse(text).unwrap();
         let listener = &config.listeners[&"web".parse().unwrap()];
-        assert_eq!(listener.idle_timeout, Duration::from_secs(3600));
+        assert_eq!(listener.idle_timeout, Some(Duration::from_secs(3600)));
         assert_eq!(config.pools[&"web".parse().unwrap()].retries, 2);
         assert_eq!(config.log, defaults::LOG);
     }

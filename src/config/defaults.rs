@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::model::{Control, Keepalive, Log, LogConnections, LogLevel, Process, Queue, Workers};
 use crate::words::{Algorithm, Percent};
 
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+pub(super) const IDLE_TIMEOUT: Option<Duration> = Some(Duration::from_secs(3600));
 pub(super) const KEEPALIVE: Keepalive =
     Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), count: 3 };
 

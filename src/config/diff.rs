@@ -308,7 +308,7 @@ mod tests {
             seen(text("", "", &format!("{same}, {key}: {value}"), ""), key);
         }
         for (key, value) in
-            [("port", "5"), ("send", "x"), ("expect", "x"), ("timeout", "5s"), ("rise", "5"), ("fall", "5")]
+            [("port", "5"), ("send", "x"), ("expect", "x"), ("timeout", "1500ms"), ("rise", "5"), ("fall", "5")]
         {
             seen(text("", "", &format!(", queue: {{}}, health_check: {{ {key}: {value} }}"), ""), key);
         }

@@ -3,7 +3,7 @@
 //! Text to tree: `file.rs`, `tree.rs` (the YAML parser), and where the syntax is at fault `repair.rs`, `syntax.rs`,
 //! `depth.rs`, `mend.rs`. Tree to configuration: [`keys`] (every key, once), `reader.rs` and `stray.rs` (mappings),
 //! `value.rs` and `place.rs` (values), `check.rs`, `pool.rs` and `cross.rs` (meaning), `defaults.rs`. What is told:
-//! `problem.rs`, `diff.rs`. A new key is a line in its table of `keys.rs`, a field of the model, its reading in
+//! `problem.rs`, `warning.rs`, `diff.rs`. A new key is a line in its table of `keys.rs`, a field of the model, its reading in
 //! `check.rs` or `pool.rs`, its spelling in `spelled.rs`, and a line of `config/full.yaml`; tests tell what was forgotten.
 
 mod check;
@@ -30,8 +30,10 @@ mod syntax;
 mod tests;
 mod tree;
 mod value;
+mod warning;
 
 pub use diff::{BackendId, Changes, ConfigDiff, Edit};
 pub use keys::nearest;
 pub use model::*;
-pub use problem::{Problem, render};
+pub use problem::{Problem, render, render_warnings};
+pub use warning::{Warning, placed};

@@ -41,8 +41,8 @@ pub struct Listener {
     pub pool: PoolName,
     /// Sessions at which it stops accepting; `None`: no limit of its own.
     pub max_connections: Option<u32>,
-    /// The longest time without a byte in either direction.
-    pub idle_timeout: Duration,
+    /// The longest time without a byte in either direction; `None`: for ever.
+    pub idle_timeout: Option<Duration>,
     /// How dead peers are found, on both sides of a session.
     pub keepalive: Keepalive,
     /// Whose connections begin with a PROXY header; `None`: nobody's.

@@ -11,7 +11,13 @@ use crate::words::{Address, AddressError, Network, NetworkError};
 /// The address of a listener.
 pub(super) fn bind(node: &Node) -> Result<Address, String> {
     let text = scalar(node, "an address such as \"0.0.0.0:8080\"")?.text.as_str();
-    text.parse().map_err(|error| slip(text, "0.0.0.0").unwrap_or_else(|| shown(&error)))
+    match text.parse().map_err(|error| slip(text, "0.0.0.0").unwrap_or_else(|| shown(&error)))? {
+        Address::Ip(ip) => match nowhere(ip) {
+            Some(why) => Err(format!("\"{text}\" {why}")),
+            None => Ok(Address::Ip(ip)),
+        },
+        address => Ok(address),
+    }
 }
 
 /// The address of a backend, whose port must be known.
@@ -21,8 +27,36 @@ pub(super) fn backend(node: &Node) -> Result<Address, String> {
         Ok(Address::Ip(ip)) if ip.port() == 0 => {
             Err(format!("\"{text}\" has port 0, to which nothing can connect; write a port from 1 to 65535"))
         }
+        Ok(Address::Ip(ip)) if ip.ip().to_canonical().is_unspecified() => Err(format!(
+            "\"{text}\" stands for every address, and is none that a server has; write \"{}:{}\" for one on this machine",
+            if ip.is_ipv4() { "127.0.0.1" } else { "[::1]" },
+            ip.port()
+        )),
+        Ok(Address::Ip(ip)) => match nowhere(ip) {
+            Some(why) => Err(format!("\"{text}\" {why}")),
+            None => Ok(Address::Ip(ip)),
+        },
         Ok(address) => Ok(address),
         Err(error) => Err(slip(text, "10.0.0.7").unwrap_or_else(|| shown(&error))),
+    }
+}
+
+/// Why TCP has no use for an address, on any machine.
+fn nowhere(address: SocketAddr) -> Option<String> {
+    match (address.ip().to_canonical(), address) {
+        (ip, _) if ip.is_multicast() => {
+            Some("is a multicast address, which TCP has no use for; write one of a machine".into())
+        }
+        (IpAddr::V4(ip), _) if ip.is_broadcast() => {
+            Some("is the broadcast address, which TCP has no use for; write one of a machine".into())
+        }
+        (IpAddr::V6(ip), SocketAddr::V6(scoped)) if ip.is_unicast_link_local() && scoped.scope_id() == 0 => {
+            Some(format!(
+                "is an address of one link, and does not say which; write \"[{ip}%2]:{}\" with the number of the interface (`ip link`)",
+                scoped.port()
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -74,6 +108,17 @@ fn slip(text: &str, any: &str) -> Option<String> {
     }
     if let Some(port) = trimmed.strip_prefix("localhost:").filter(|port| is_port(port)) {
         return says("has a host name, which lbd does not resolve", format!("127.0.0.1:{port}"));
+    }
+    if let Some((ip, port)) = trimmed
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("]:"))
+        .and_then(|(inside, port)| Some((inside.split_once('%')?.0, port)))
+        .filter(|(ip, port)| ip.parse::<Ipv6Addr>().is_ok() && is_port(port))
+    {
+        return Some(format!(
+            "\"{}\" names its interface; write the number that it has (`ip link`), as in \"[{ip}%2]:{port}\"",
+            clip(text)
+        ));
     }
     let bare = trimmed.trim_matches(['"', '\'', ',', ';', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']);
     if bare != trimmed && bare.parse::<Address>().is_ok() {
@@ -224,6 +269,17 @@ mod tests {
                 prop_assert_eq!(found, addresses[..number].iter().any(|other| overlap(*other, *address)), "{}", address);
             }
         }
+    }
+
+    #[test]
+    fn what_no_machine_has_is_refused() {
+        for text in ["224.0.0.1:80", "[ff02::1]:80", "255.255.255.255:80", "[fe80::1]:80", "[::ffff:224.0.0.1]:80"] {
+            assert!(nowhere(text.parse().unwrap()).is_some(), "{text}");
+        }
+        for text in ["0.0.0.0:80", "[::]:80", "[fe80::1%2]:80", "10.0.0.255:80", "240.0.0.1:80", "[fd00::1]:80"] {
+            assert_eq!(nowhere(text.parse().unwrap()), None, "{text}");
+        }
+        assert!(slip("[fe80::1%eth0]:80", "").is_some_and(|why| why.contains("[fe80::1%2]:80")));
     }
 
     #[test]

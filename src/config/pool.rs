@@ -9,7 +9,7 @@ use super::keys;
 use super::model::{Backend, Pool, Queue};
 use super::place;
 use super::reader::{Element, Item, Path, Placed, Plain, Reader};
-use super::value::{MILLISECOND, boolean, bytes, duration, found, number, number32, one_of, percent};
+use super::value::{MILLISECOND, boolean, bytes, duration, found, limit, number, number32, one_of, percent};
 use crate::words::{Address, Algorithm, BackendName, CheckSpec, PoolName, ProxyVersion, Weight};
 
 /// A pool as far as it could be read.
@@ -146,7 +146,7 @@ fn backend(r: &mut Reader, pool: &Path<'_>, element: &Element) -> BackendDraft {
     if fields.has("weight") {
         draft.weight = r.optional(&fields, "weight", Plain(weight));
     }
-    draft.max_connections = r.optional(&fields, "max_connections", Plain(number32(1, u32::MAX)));
+    draft.max_connections = r.optional(&fields, "max_connections", Plain(limit)).flatten();
     draft.backup = r.optional(&fields, "backup", Plain(boolean)).unwrap_or(false);
     draft
 }

@@ -21,11 +21,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.line, self.column)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)
+        write!(f, "{}:{}: {}", self.line, self.column, self.said())
     }
 }
 
@@ -38,6 +34,15 @@ impl Problem {
         Pos { line: self.line, column: self.column }
     }
 
+    /// The same for what is only to be looked at.
+    pub fn one_line_of_warning(&self, file: &str) -> String {
+        format!("{file}:{}:{}: warning: {}", self.line, self.column, self.said())
+    }
+
+    pub(super) fn said(&self) -> String {
+        if self.path.is_empty() { self.message.clone() } else { format!("{}: {}", self.path, self.message) }
+    }
+
     /// The problem on one line, as compilers write it: `FILE:LINE:COLUMN: path: message`.
     pub fn one_line(&self, file: &str) -> String {
         format!("{file}:{self}")
@@ -47,22 +52,28 @@ impl Problem {
 /// The problems with the lines they stand in, a mark under each place; coloured for a terminal if `colour`.
 /// `text` is what [`super::Config::parse`] was given.
 pub fn render(problems: &[Problem], file: &str, text: &[u8], colour: bool) -> String {
+    render_as(&Level::ERROR, problems, file, text, colour)
+}
+
+/// As [`render`], of what is only to be looked at.
+pub fn render_warnings(warnings: &[Problem], file: &str, text: &[u8], colour: bool) -> String {
+    render_as(&Level::WARNING, warnings, file, text, colour)
+}
+
+fn render_as(level: &Level<'static>, problems: &[Problem], file: &str, text: &[u8], colour: bool) -> String {
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let text = String::from_utf8_lossy(text);
     let source = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines: Vec<&str> = source.lines().collect();
     let shown = problems.iter().map(|problem| {
         let line = lines.get((problem.line as usize).saturating_sub(1)).copied().unwrap_or_default();
-        let title = match problem.path.as_str() {
-            "" => problem.message.clone(),
-            path => format!("{path}: {}", problem.message),
-        };
+        let title = problem.said();
         let span = word_at(line, (problem.column as usize).saturating_sub(1));
         let snippet = Snippet::source(line)
             .line_start(problem.line as usize)
             .path(file)
             .annotation(AnnotationKind::Primary.span(span));
-        renderer.render(&[Level::ERROR.primary_title(title).element(snippet)])
+        renderer.render(&[level.clone().primary_title(title).element(snippet)])
     });
     shown.collect::<Vec<_>>().join("\n\n")
 }

@@ -1,6 +1,8 @@
 //! A checked configuration spelled as the file spells it, key by key: what a difference shows. Every field of the model
 //! stands here once; a key left out here would change without anybody being told.
 
+use std::time::Duration;
+
 use super::model::{Backend, Config, Keepalive, Listener, Pool, Workers};
 use super::value::{spell, spell_size};
 use crate::words::CheckSpec;
@@ -18,8 +20,8 @@ pub(super) fn listener(listener: &Listener) -> Keyed {
     vec![
         ("bind", bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         ("pool", pool.to_string()),
-        ("max_connections", or_none(max_connections.as_ref())),
-        ("idle_timeout", spell(*idle_timeout)),
+        ("max_connections", or_unlimited(*max_connections)),
+        ("idle_timeout", or_never(*idle_timeout)),
         ("keepalive.idle", spell(*idle)),
         ("keepalive.interval", spell(*interval)),
         ("keepalive.count", count.to_string()),
@@ -68,8 +70,8 @@ fn check(spec: Option<&CheckSpec>) -> Keyed {
         ("health_check.send", show(&|c| quoted(&c.send))),
         ("health_check.expect", show(&|c| quoted(&c.expect))),
         ("health_check.interval", show(&|c| spell(c.interval))),
-        ("health_check.fast_interval", show(&|c| spell(c.fast_interval))),
-        ("health_check.down_interval", show(&|c| spell(c.down_interval))),
+        ("health_check.fast_interval", show(&|c| other_interval(c, c.fast_interval))),
+        ("health_check.down_interval", show(&|c| other_interval(c, c.down_interval))),
         ("health_check.timeout", show(&|c| spell(c.timeout))),
         ("health_check.rise", show(&|c| c.rise.to_string())),
         ("health_check.fall", show(&|c| c.fall.to_string())),
@@ -81,7 +83,7 @@ pub(super) fn backend(backend: &Backend) -> Keyed {
     let Backend { name: _, address: _, weight, max_connections, backup } = backend;
     vec![
         ("weight", weight.to_string()),
-        ("max_connections", or_none(max_connections.as_ref())),
+        ("max_connections", or_unlimited(*max_connections)),
         ("backup", backup.to_string()),
     ]
 }
@@ -100,13 +102,26 @@ pub(super) fn settings(config: &Config) -> Keyed {
         ("watch", watch.to_string()),
         ("drain_timeout", spell(*drain_timeout)),
         ("restart_drain", spell(*restart_drain)),
-        ("removed_timeout", removed_timeout.map_or("never".into(), spell)),
+        ("removed_timeout", or_never(*removed_timeout)),
         ("control.socket", or_none(control.socket.as_ref().map(|path| path.display()).as_ref())),
         ("control.mode", format!("{:04o}", control.mode)),
         ("control.group", or_none(control.group.as_ref())),
         ("log.level", log.level.as_str().into()),
         ("log.connections", log.connections.as_str().into()),
     ]
+}
+
+/// One that follows `interval` does not change with it: only what the operator has written is told.
+fn other_interval(spec: &CheckSpec, this: Duration) -> String {
+    if this == spec.interval { "as interval".into() } else { spell(this) }
+}
+
+fn or_never(duration: Option<Duration>) -> String {
+    duration.map_or("never".into(), spell)
+}
+
+fn or_unlimited(limit: Option<u32>) -> String {
+    limit.map_or("unlimited".into(), |limit| limit.to_string())
 }
 
 fn or_none<T: ToString>(value: Option<&T>) -> String {

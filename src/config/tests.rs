@@ -1,6 +1,8 @@
 //! The faults operators make, each with what they are told: line, column, key path, and the words that mend it. A row
 //! lists every problem of its text, so that none is missed and none invented.
 
+mod meaning;
+
 use std::time::Duration;
 
 use super::{Config, Problem, render};

@@ -118,6 +118,17 @@ pub(super) fn number(min: u64, max: u64) -> impl Fn(&Node) -> Result<u64, String
     }
 }
 
+/// A number that limits something, or `unlimited`.
+pub(super) fn limit(node: &Node) -> Result<Option<u32>, String> {
+    let text = scalar(node, "a whole number of 1 or more, or unlimited")?.text.trim();
+    match text.to_ascii_lowercase().as_str() {
+        "unlimited" if text == "unlimited" => Ok(None),
+        "unlimited" | "never" | "none" | "off" | "infinite" | "infinity" | "unbounded" | "false" | "no" | "0"
+        | "-1" => Err(format!("{} is not a limit; write a whole number of 1 or more, or unlimited", found(node))),
+        _ => number32(1, u32::MAX)(node).map(Some).map_err(|why| format!("{why}; or write unlimited")),
+    }
+}
+
 /// [`number`] for what the model holds as 32 bits.
 pub(super) fn number32(min: u32, max: u32) -> impl Fn(&Node) -> Result<u32, String> {
     let read = number(u64::from(min), u64::from(max));
@@ -186,15 +197,17 @@ pub(super) fn whole_seconds(max: u64) -> impl Fn(&Node) -> Result<Duration, Stri
     }
 }
 
-/// A duration, or `never`.
-pub(super) fn duration_or_never(node: &Node) -> Result<Option<Duration>, String> {
-    let text = scalar(node, "a duration such as 10m, or never")?.text.trim();
-    match text.to_ascii_lowercase().as_str() {
-        "never" if text == "never" => Ok(None),
-        "never" | "none" | "off" | "infinite" | "infinity" | "unlimited" | "forever" | "false" | "no" | "-1" => {
-            Err(format!("\"{text}\" is not a duration; write never"))
+/// A duration of at least `min`, or `never`.
+pub(super) fn duration_or_never(min: Duration) -> impl Fn(&Node) -> Result<Option<Duration>, String> {
+    move |node| {
+        let text = scalar(node, "a duration such as 10m, or never")?.text.trim();
+        match text.to_ascii_lowercase().as_str() {
+            "never" if text == "never" => Ok(None),
+            "never" | "none" | "off" | "infinite" | "infinity" | "unlimited" | "forever" | "false" | "no" | "-1" => {
+                Err(format!("\"{text}\" is not a duration; write never"))
+            }
+            _ => duration(min)(node).map(Some).map_err(|why| format!("{why}; or write never")),
         }
-        _ => parse_duration(text).map(Some),
     }
 }
 

@@ -173,14 +173,6 @@ impl ControlSocket {
     }
 }
 
-/// Why a group could not be given a control socket, as far as can be known before. Asks the name service, which may hang.
-///
-/// # Errors
-/// There is no such group.
-pub fn may_permit(group: Option<&str>) -> Result<(), SocketError> {
-    group.map(find_group).transpose().map(|_| ())
-}
-
 /// Who may use a control socket.
 #[derive(Debug)]
 pub struct Permissions {

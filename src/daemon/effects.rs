@@ -43,6 +43,16 @@ pub enum Source {
     Demo,
 }
 
+impl Source {
+    /// How messages name it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Demo => "demo".into(),
+        }
+    }
+}
+
 /// An operator who waits.
 pub enum Asker {
     /// Here: the way to the server, and the connection that it answers on.
@@ -152,7 +162,7 @@ impl Effects {
             Action::ReadKept => {
                 let read = self.kept.take().map(|InForce { config, content }| {
                     self.read = content;
-                    FileRead::Right(Box::new(config))
+                    FileRead::Right(Box::new(config), Vec::new())
                 });
                 let read = read.unwrap_or_else(|| FileRead::Unreadable("nothing is kept".into()));
                 events.push_back(Event::ConfigRead(read));
@@ -180,7 +190,10 @@ impl Effects {
             }
             Action::AskTurns(number) => self.tell_all(|| Command::Turn(number)),
             Action::AskJob => self.ask_job(events),
-            Action::Answer(ask, reply) => {
+            Action::Answer(ask, mut reply) => {
+                if let Reply::Status(status) = &mut reply {
+                    status.warnings.extend(self.watcher.as_ref().and_then(Watcher::complaint));
+                }
                 if let Some(asker) = self.answers.remove(&ask) {
                     asker.answer(reply);
                 }

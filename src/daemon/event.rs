@@ -98,8 +98,8 @@ pub enum Queues {
 /// What came of reading the file.
 #[derive(Debug)]
 pub enum FileRead {
-    /// It is right.
-    Right(Box<Config>),
+    /// It is right; with what the operator should know of it, a line each.
+    Right(Box<Config>, Vec<String>),
     /// It is wrong; holds the file's name and all its problems.
     Wrong(String, Vec<Problem>),
     /// It could not be read, or there is none; says which and how to mend it.

@@ -14,13 +14,14 @@ use tracing::error;
 use super::event::FileRead;
 use super::folder::Folder;
 use super::in_force::{self, InForce};
+use super::machine;
 use super::signals::leave_to_others;
 use super::stall::{Calls, within};
 use crate::config::{Config, Control};
-use crate::control::socket::{self, Permissions};
+use crate::control::socket::Permissions;
 
 /// The longest file that is read, in bytes; one byte more tells the parser that it is too long.
-const MOST_READ: u64 = 1024 * 1024 + 1;
+pub const MOST_READ: u64 = 1024 * 1024 + 1;
 /// Jobs that may wait: one read, for the supervisor asks for one at a time, and what came of the last one.
 const JOBS: usize = 4;
 
@@ -90,13 +91,8 @@ fn work(jobs: &Receiver<Job>, calls: &Calls, read: fn(&Path) -> Read, tell: &mps
 
 /// Everything that can fail is to fail before the swap.
 fn read_and_look_up(path: &Path) -> Read {
-    match read_file(path) {
-        (FileRead::Right(config), content) => match socket::may_permit(config.control.group.as_deref()) {
-            Ok(()) => (FileRead::Right(config), content),
-            Err(e) => (FileRead::Unreadable(e.to_string()), content),
-        },
-        read => read,
-    }
+    let (read, content) = read_file(path);
+    (machine::looked_at(read, &content, &path.display().to_string()), content)
 }
 
 /// What the daemon is to start with: the file, or what was last in force of it, where that is kept and the file cannot be served by.
@@ -124,7 +120,7 @@ pub fn read_at_start(path: &Path) -> Result<First, Read> {
         )
     };
     match (read.unwrap_or_else(late), kept) {
-        ((FileRead::Right(config), content), kept) => {
+        ((FileRead::Right(config, _), content), kept) => {
             let kept = kept.filter(|kept| kept.content != content); // the same would be of no help
             Ok(First { config: *config, content, refused: None, kept })
         }
@@ -158,7 +154,7 @@ pub fn read_file(path: &Path) -> Read {
     let name = path.display().to_string();
     match read_some(path) {
         Ok(content) => match Config::parse(&content) {
-            Ok(config) => (FileRead::Right(Box::new(config)), content),
+            Ok(config) => (FileRead::Right(Box::new(config), Vec::new()), content),
             Err(problems) => (FileRead::Wrong(name, problems), content),
         },
         Err(e) => {

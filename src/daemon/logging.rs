@@ -5,6 +5,8 @@
 mod journal;
 mod line;
 
+pub use journal::is_stderr as is_stderr_the_journal;
+
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -62,7 +64,7 @@ enum Item {
 /// # Errors
 /// Where no thread can be had.
 pub fn start(level: LogLevel) -> io::Result<Logging> {
-    let (logging, dispatch) = if journal::is_stderr() {
+    let (logging, dispatch) = if is_stderr_the_journal() {
         let journal = || {
             let mut journal = Journal::open();
             move |record: &Record| journal.write(record)

@@ -13,6 +13,7 @@ pub mod files;
 pub mod folder;
 pub mod in_force;
 pub mod logging;
+pub mod machine;
 pub mod signals;
 pub mod sockets;
 mod sources;
@@ -295,8 +296,9 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
             let no_worker = |e| format!("a worker cannot start: {e}");
             let workers = setups.into_iter().map(Worker::new).collect::<Result<Vec<_>, _>>().map_err(no_worker)?;
             effects.crew.begin(workers);
+            let notes = machine::notes(&start.config, &effects.seen, &effects.source.name());
             let refused = start.refused.map(|(read, _)| read);
-            effects.first = Some(refused.unwrap_or_else(|| FileRead::Right(Box::new(start.config))));
+            effects.first = Some(refused.unwrap_or_else(|| FileRead::Right(Box::new(start.config), notes)));
             Event::ReloadAsked(ReloadBy::Start)
         }
         Some(left) => {

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use super::machine;
 use super::systemd::{Notifier, is_ours, store_name};
 use crate::proxy::{self, Bound, Inherited, Unaccepted};
 use crate::words::Address;
@@ -163,7 +164,7 @@ impl Sockets {
             match self.acquire(&address, workers) {
                 Ok(got) => drop(self.fresh.insert(address, got)),
                 Err(e) => {
-                    let why = self.why_lent_away(&address, &e).unwrap_or_else(|| why_not_bound(&e));
+                    let why = self.why_lent_away(&address, &e).unwrap_or_else(|| why_not_bound(&address, &e));
                     reasons.push((address, why));
                 }
             }
@@ -326,14 +327,15 @@ fn remove_file_of(address: &Address) {
     }
 }
 
-fn why_not_bound(e: &io::Error) -> String {
-    match e.kind() {
-        ErrorKind::AddrInUse => "is in use by another process; stop it or choose another port".into(),
-        ErrorKind::AddrNotAvailable => "is not an address of this machine; see `ip address`".into(),
-        ErrorKind::PermissionDenied => {
+fn why_not_bound(address: &Address, e: &io::Error) -> String {
+    match (e.kind(), address) {
+        (ErrorKind::AddrInUse, Address::Ip(ip)) => machine::who_has(*ip),
+        (ErrorKind::AddrInUse, _) => "is in use by another process; stop it or choose another port".into(),
+        (ErrorKind::AddrNotAvailable, _) => "is not an address of this machine; see `ip address`".into(),
+        (ErrorKind::PermissionDenied, _) => {
             "is not allowed to this user; ports below 1024 need CAP_NET_BIND_SERVICE, paths a writable folder".into()
         }
-        ErrorKind::NotFound => "is in a folder that does not exist; create it".into(),
+        (ErrorKind::NotFound, _) => "is in a folder that does not exist; create it".into(),
         _ => format!("cannot be bound: {e}"),
     }
 }

@@ -89,6 +89,11 @@ impl Watcher {
         std::mem::replace(&mut state.read, content) != content
     }
 
+    /// What an operator who asks should know: that there is no file to be read any more.
+    pub fn complaint(&self) -> Option<String> {
+        self.shared.state().gone.clone()
+    }
+
     /// Lets go of what the kernel has for it, and returns when it has been let go of, but not later than after `patience`. The
     /// kernel takes up to some 30 ms to dismiss an inotify instance; who executes another program while it has one waits for that.
     pub fn pause(&self, patience: Duration) {
@@ -134,6 +139,8 @@ struct State {
     read: Content,
     /// What it was told of and has not read yet.
     reported: Option<Content>,
+    /// Why the file cannot be read, in an operator's words.
+    gone: Option<String>,
 }
 
 impl Shared {
@@ -215,6 +222,7 @@ impl Lookout {
             chain: Chain::default(),
             read: Content::of(content),
             reported: None,
+            gone: None,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
         let path = std::path::absolute(path)?;
@@ -298,8 +306,11 @@ impl Lookout {
         let content = match Content::at(&self.path) {
             Ok(content) => content,
             Err(error) => {
+                let path = self.path.display();
+                self.shared.state().gone = Some(format!(
+                    "the configuration file {path} cannot be read ({error}); what is in force stays, and a start would fail"
+                ));
                 if !std::mem::replace(&mut self.said_gone, true) {
-                    let path = self.path.display();
                     tracing::warn!(%path, %error, "the configuration file cannot be read; what is in force stays");
                 }
                 return Ok(());
@@ -309,6 +320,7 @@ impl Lookout {
             tracing::info!(path = %self.path.display(), "the configuration file is back");
         }
         let mut state = self.shared.state();
+        state.gone = None;
         let news = content != state.read && Some(content) != state.reported;
         state.reported = (content != state.read).then_some(content);
         if news && let Err(TrySendError::Closed(())) = self.changed.try_send(()) {

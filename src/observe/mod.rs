@@ -9,5 +9,5 @@ mod status;
 mod table;
 
 pub use stats::{BackendStats, Counts, ListenerState, ListenerStats, Percentiles, PoolStats, Stats};
-pub use status::{LastReload, ReloadAsker, ReloadResult, RunState, Status};
+pub use status::{BackendsUp, LastReload, ReloadAsker, ReloadResult, RunState, Status};
 pub use table::{Colour, Paper};

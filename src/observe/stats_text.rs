@@ -134,7 +134,7 @@ fn backends(all: &[PoolStats]) -> Sheet {
 
 fn tone(state: &str) -> Tone {
     match state {
-        "up" => Tone::Plain,
+        "up" | "unchecked" => Tone::Plain,
         "down" => Tone::Bad,
         "unproven" | "draining" => Tone::Warn,
         _ => Tone::Faint,
@@ -172,7 +172,7 @@ fn note(b: &BackendStats) -> String {
     }
     if let Some(by) = &b.override_by {
         let reason = b.override_reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-        let ends = b.override_ends_in_seconds.map_or_else(String::new, |s| format!(" (for {})", human::seconds(s)));
+        let ends = b.override_ends_in_seconds.map_or_else(String::new, |s| format!(" ({} left)", human::seconds(s)));
         said.push(format!("{} by {by}{ends}{reason}", b.admin));
     }
     said.join("; ")
@@ -264,7 +264,7 @@ mod tests {
                 "web/b1 up 127.0.0.1:9001 1 1m1s 3/500 2 600 1.0KiB 2.0KiB 0 0 120us/1.2ms - -",
                 "web/b2 down 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - down: connection refused",
                 "web/b3 drained 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - \
-             backup; draining by root (for 2h): kernel update",
+             backup; draining by root (2h left): kernel update",
             ]
         );
     }

@@ -15,6 +15,9 @@ pub struct Status {
     pub pid: u32,
     /// Whether it serves or is about to stop.
     pub state: RunState,
+    /// Whole seconds until the sessions that are left are cut; only while it stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops_in_seconds: Option<u64>,
     /// The number of the snapshot in force.
     pub generation: u64,
     /// Whole seconds since it began to serve.
@@ -25,8 +28,11 @@ pub struct Status {
     pub config_path: Option<String>,
     /// The last attempt to change the configuration; `None` before the first.
     pub last_reload: Option<LastReload>,
-    /// Backends that may take sessions by their health.
+    /// Enabled backends that are up, as their checks say.
     pub backends_up: u64,
+    /// Enabled backends of pools without a check: nobody knows whether they are.
+    #[serde(default)]
+    pub backends_unchecked: u64,
     /// All backends of the snapshot in force.
     pub backends_total: u64,
     /// Live sessions.
@@ -91,6 +97,30 @@ pub enum ReloadResult {
     Refused,
 }
 
+/// How many backends serve, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BackendsUp {
+    /// Known to be up.
+    pub up: u64,
+    /// Of pools without a check.
+    pub unchecked: u64,
+    /// All.
+    pub total: u64,
+}
+
+impl BackendsUp {
+    /// `2 of 3 up`, `1 of 3 up, 2 unchecked` or `3, unchecked`; `what` stands behind the number of all.
+    pub fn said(self, what: &str) -> String {
+        match self {
+            Self { unchecked, total, .. } if unchecked == total && total > 0 => {
+                format!("{total}{}{}, unchecked", if what.is_empty() { "" } else { " " }, what.trim_end())
+            }
+            Self { up, unchecked: 0, total } => format!("{up} of {total} {what}up"),
+            Self { up, unchecked, total } => format!("{up} of {total} {what}up, {unchecked} unchecked"),
+        }
+    }
+}
+
 impl Status {
     /// One screen of text, each line ended.
     pub fn text(&self, paper: Paper) -> String {
@@ -105,7 +135,12 @@ impl Status {
         say(Tone::Plain, "pid", self.pid.to_string());
         match self.state {
             RunState::Running => say(Tone::Plain, "state", "running".into()),
-            RunState::Draining => say(Tone::Warn, "state", "draining".into()),
+            RunState::Draining => {
+                let left = self
+                    .stops_in_seconds
+                    .map_or_else(String::new, |s| format!("; sessions have {} left", human::seconds(s)));
+                say(Tone::Warn, "state", format!("draining{left}"));
+            }
         }
         say(Tone::Plain, "uptime", human::seconds(self.uptime_seconds));
         say(Tone::Plain, "workers", self.workers.to_string());
@@ -119,12 +154,14 @@ impl Status {
                 reload.problems.iter().for_each(|problem| say(tone, "problem", problem.clone()));
             }
         }
-        let tone = match (self.backends_up, self.backends_total) {
+        let backends =
+            BackendsUp { up: self.backends_up, unchecked: self.backends_unchecked, total: self.backends_total };
+        let tone = match (backends.up + backends.unchecked, backends.total) {
             (0, 1..) => Tone::Bad,
             (up, total) if up < total => Tone::Warn,
             _ => Tone::Plain,
         };
-        say(tone, "backends", format!("{} of {} up", self.backends_up, self.backends_total));
+        say(tone, "backends", backends.said(""));
         say(Tone::Plain, "sessions", self.sessions.to_string());
         self.warnings.iter().for_each(|warning| say(Tone::Warn, "warning", warning.clone()));
         sheet.text(paper)
@@ -158,6 +195,7 @@ mod tests {
             version: "0.1.0".into(),
             pid: 42,
             state: RunState::Running,
+            stops_in_seconds: None,
             generation: 7,
             uptime_seconds: 200,
             workers: 2,
@@ -171,6 +209,7 @@ mod tests {
                 problems: vec!["/etc/lbd/lbd.yaml:3:5: pools: empty".into()],
             }),
             backends_up: 2,
+            backends_unchecked: 0,
             backends_total: 3,
             sessions: 12,
             upgrades: 0,
@@ -192,6 +231,25 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn nobody_is_called_up_who_is_not_checked() {
+        for (up, unchecked, total, said, in_a_line) in [
+            (2, 0, 3, "2 of 3 up", "2 of 3 backends up"),
+            (1, 2, 4, "1 of 4 up, 2 unchecked", "1 of 4 backends up, 2 unchecked"),
+            (0, 2, 2, "2, unchecked", "2 backends, unchecked"),
+            (0, 0, 0, "0 of 0 up", "0 of 0 backends up"),
+        ] {
+            let backends = BackendsUp { up, unchecked, total };
+            assert_eq!((backends.said("").as_str(), backends.said("backends ").as_str()), (said, in_a_line));
+        }
+    }
+
+    #[test]
+    fn who_stops_says_for_how_long_sessions_may_go_on() {
+        let text = Status { state: RunState::Draining, stops_in_seconds: Some(90), ..status() }.text(Paper::Pipe);
+        assert!(text.contains("draining; sessions have 1m30s left"), "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cells::{BackendCell, Cells};
 use super::model::{Backend, Listener, Pool, Revision, Snapshot};
@@ -42,7 +43,7 @@ pub fn build(
                 addresses: asked.bind.clone(),
                 pool: Arc::clone(&pools[pools.binary_search_by(|p| p.cell.name.cmp(&asked.pool)).ok()?]),
                 max_connections: asked.max_connections,
-                idle_timeout: asked.idle_timeout,
+                idle_timeout: asked.idle_timeout.unwrap_or(Duration::MAX),
                 keepalive: asked.keepalive,
                 accept_proxy: asked.accept_proxy.clone(),
             }))
@@ -195,7 +196,7 @@ mod tests {
             bind: vec!["127.0.0.1:8080".parse().unwrap()],
             pool: "web".parse().unwrap(),
             max_connections: None,
-            idle_timeout: SECOND,
+            idle_timeout: Some(SECOND),
             keepalive: Keepalive { idle: SECOND, interval: SECOND, count: 3 },
             accept_proxy: None,
         };

@@ -44,7 +44,7 @@ pub struct Listener {
     pub pool: Arc<Pool>,
     /// Sessions at which it stops accepting.
     pub max_connections: Option<u32>,
-    /// The longest time without a byte in either direction.
+    /// The longest time without a byte in either direction; `Duration::MAX`: no limit.
     pub idle_timeout: Duration,
     /// How dead peers are found.
     pub keepalive: Keepalive,

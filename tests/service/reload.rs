@@ -18,6 +18,7 @@ fn a_refused_reload_fails_visibly_and_changes_nothing() {
     let refused = machine.events("reload-refused");
     assert!(!refused.is_empty());
     assert!(refused.iter().all(|event| event["MESSAGE_ID"] == Happening::ReloadRefused.message_id()), "{refused:?}");
+    assert_eq!(journal.matches(problem).count(), 1, "once: {journal}");
     assert_eq!(machine.property("ActiveState"), "active");
     machine.configure(CONFIG);
     machine.done(&["systemctl", "reload", "lbd"]);

@@ -69,7 +69,7 @@ fn connected(path: &Path) -> io::Result<UnixDatagram> {
 
 /// Whether systemd connected stderr to the journal. JOURNAL_STREAM is inherited by children whose stderr goes
 /// elsewhere, so it must name the very file that stderr is (systemd.exec(5)).
-pub(super) fn is_stderr() -> bool {
+pub fn is_stderr() -> bool {
     let stderr = || std::fs::File::from(io::stderr().as_fd().try_clone_to_owned().ok()?).metadata().ok();
     std::env::var("JOURNAL_STREAM")
         .is_ok_and(|stream| stderr().is_some_and(|file| stream == format!("{}:{}", file.dev(), file.ino())))
@@ -170,7 +170,7 @@ mod tests {
         let mut room = [0; 4096];
         let length = journald.recv(&mut room).unwrap();
         let wanted = format!(
-            "MESSAGE=turned down pool=web backend=\"b\\n2\" bytes=7\nPRIORITY=4\nSYSLOG_IDENTIFIER=lbd\n\
+            "MESSAGE=turned down backend=\"web/b\\n2\" bytes=7\nPRIORITY=4\nSYSLOG_IDENTIFIER=lbd\n\
              TARGET={}\nCODE_FILE={}\nCODE_LINE={here}\nLBD_EVENT=backend-down\nLBD_POOL=web\n\
              LBD_BACKEND\n\u{3}\0\0\0\0\0\0\0b\n2\nLBD_BYTES=7\nMESSAGE_ID={}\n",
             module_path!(),

@@ -11,6 +11,10 @@ use super::Record;
 /// The field that names a [`crate::words::Happening`]: for programs, and in no line.
 pub(super) const EVENT: &str = "event";
 
+/// The fields that name a backend: two for programs, and `pool/backend` in a line, as operators write it.
+const POOL: &str = "pool";
+const BACKEND: &str = "backend";
+
 /// The line, with its line break.
 pub(super) fn of(record: &Record, colour: bool) -> String {
     let (time, level) = (timestamp(record.at), record.level);
@@ -39,7 +43,11 @@ pub(super) fn text(record: &Record) -> String {
             c => text.push(c),
         }
     }
-    for (name, value) in record.fields.iter().filter(|(name, _)| *name != EVENT) {
+    let pool = record.fields.iter().find(|(name, _)| *name == POOL).map(|(_, value)| value.as_str());
+    let whole = |backend: &str| pool.map_or_else(|| backend.to_owned(), |pool| format!("{pool}/{backend}"));
+    let has_backend = record.fields.iter().any(|(name, _)| *name == BACKEND);
+    for (name, value) in record.fields.iter().filter(|(name, _)| *name != EVENT && !(*name == POOL && has_backend)) {
+        let value = &if *name == BACKEND { whole(value) } else { value.clone() };
         let plain = !value.is_empty() && !value.contains(|c: char| c.is_control() || matches!(c, ' ' | '"' | '='));
         // Writing to a String cannot fail.
         let _ = if plain { write!(text, " {name}={value}") } else { write!(text, " {name}={value:?}") };
@@ -93,6 +101,7 @@ mod tests {
             ("red \x1b[31m", &[], "red \\u{1b}[31m"),
             ("m", &[("k", "a\nb")], "m k=\"a\\nb\""),
             ("m", &[("k", "\x1b[31m")], "m k=\"\\u{1b}[31m\""),
+            ("m", &[("pool", "web"), ("k", "v"), ("backend", "web-2")], "m k=v backend=web/web-2"),
             ("m", &[("k", ""), ("l", "a=b"), ("n", "10.0.0.7:80")], "m k=\"\" l=\"a=b\" n=10.0.0.7:80"),
         ] {
             assert_eq!(text(&record(message, fields)), shown);

@@ -101,6 +101,8 @@ pub struct Supervisor {
     /// Who asked for a reload while one was under way.
     next_reload: VecDeque<ReloadBy>,
     last_reload: Option<(LastReload, Instant)>,
+    /// What the journal has been told of the configuration in force.
+    warned: Vec<String>,
     waiting: Vec<Waiting>,
     /// Every worker has this snapshot.
     acknowledged: Revision,
@@ -148,8 +150,8 @@ struct Override {
 struct Reload {
     by: ReloadBy,
     asked_at: Instant,
-    /// Read and checked, while its addresses are being bound.
-    config: Option<(Config, ConfigDiff)>,
+    /// Read and checked, while its addresses are being bound; with what the operator should know of it.
+    config: Option<(Config, ConfigDiff, Vec<String>)>,
 }
 
 /// An answer that somebody waits for.
@@ -200,6 +202,7 @@ impl Supervisor {
             clocks: now,
             next_reload: VecDeque::new(),
             last_reload: None,
+            warned: Vec::new(),
             waiting: Vec::new(),
             acknowledged: Revision::default(),
             publish_at: None,
@@ -391,7 +394,8 @@ impl Supervisor {
         let left: u64 = cells.iter().map(|cell| u64::from(cell.live.count())).sum();
         let names = || cells.iter().map(|cell| cell.reference.to_string()).collect::<Vec<_>>();
         if left == 0 {
-            let reply = Reply::Drained { generation: self.generation.0, backends: names(), notes: Vec::new() };
+            let notes = self.pools_without_backends(cells.iter().map(|cell| &cell.reference.pool));
+            let reply = Reply::Drained { generation: self.generation.0, backends: names(), notes };
             return Some(self.with_what_was_kept(reply, waiting.kept));
         }
         if deadline.is_some_and(|d| d <= now.at) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::keeping::KEPT;
 use super::{Override, Supervisor, Then};
@@ -16,7 +16,7 @@ use crate::daemon::event::{AskId, BackendKey, Now, ReloadBy};
 use crate::health::Verdict;
 use crate::proxy::Sessions;
 use crate::snapshot::BackendCell;
-use crate::words::{AdminState, BackendRef, Happening};
+use crate::words::{AdminState, BackendRef, Happening, PoolName};
 
 /// A decision about some backends.
 struct Decision {
@@ -55,8 +55,13 @@ impl Supervisor {
             Request::Disable { target, live, reason, expires } => {
                 let Some(keys) = self.resolve_or_refuse(&target, ask, out) else { return };
                 let decision = Decision { admin: AdminState::Disabled, by, reason, expires };
-                let lines = self.decide(&keys, decision, now, out);
+                let cut: Vec<u64> = self.cells_of(&keys).iter().map(|cell| u64::from(cell.live.count())).collect();
+                let mut lines = self.decide(&keys, decision, now, out);
                 if live == LiveSessions::Close {
+                    for ((line, key), cut) in lines.iter_mut().zip(&keys).zip(cut) {
+                        info!(pool = key.0.pool.as_str(), backend = key.0.backend.as_str(), "sessions cut: {cut}");
+                        *line = line.replace(&format!("sessions: {cut}"), &format!("sessions cut: {cut}"));
+                    }
                     out.extend(self.cells_of(&keys).into_iter().map(|cell| Action::Cut(Sessions::Of(cell))));
                     // What the answer waits for must come after the cut in the workers' inboxes.
                     self.publish(Doors::default(), out);
@@ -115,7 +120,22 @@ impl Supervisor {
         }
         self.keep_overrides(now, out);
         self.publish(Doors::default(), out);
+        if admin != AdminState::Enabled {
+            let without = self.pools_without_backends(keys.iter().map(|key| &key.0.pool));
+            without.iter().for_each(|note| warn!("{note}"));
+            lines.extend(without.into_iter().map(|note| format!("warning: {note}")));
+        }
         lines
+    }
+
+    /// Says of which of these pools no backend can take a session any more.
+    pub(super) fn pools_without_backends<'a>(&self, pools: impl Iterator<Item = &'a PoolName>) -> Vec<String> {
+        let pools: BTreeSet<&PoolName> = pools.collect();
+        let without =
+            pools.into_iter().filter(|name| self.snapshot.pool(name).is_some_and(|pool| pool.eligible.is_empty()));
+        without
+            .map(|name| format!("no backend of pool {name} can take a session now; new clients wait or are refused"))
+            .collect()
     }
 
     /// Only an enabled backend is probed: after the answer to a drain nobody connects. One that comes back must prove

@@ -22,6 +22,7 @@ impl Supervisor {
     pub(super) fn reload_asked(&mut self, by: ReloadBy, now: Now, out: &mut Vec<Action>) {
         if self.stage.is_stopping() {
             if let ReloadBy::Operator(ask) = by {
+                info!("a reload is refused: {STOPPING}");
                 out.push(Action::Answer(ask, Reply::refused(STOPPING)));
             }
             return;
@@ -43,8 +44,8 @@ impl Supervisor {
     pub(super) fn config_read(&mut self, read: FileRead, now: Now, out: &mut Vec<Action>) {
         self.has_read();
         let Some(Reload { by, asked_at, .. }) = self.reload else { return };
-        let config = match read {
-            FileRead::Right(config) => *config,
+        let (config, warnings) = match read {
+            FileRead::Right(config, warnings) => (*config, warnings),
             FileRead::Unreadable(why) => return self.refuse_reload(&why, Vec::new(), now, out),
             FileRead::Wrong(file, problems) => {
                 let lines: Vec<ProblemLine> = problems.into_iter().map(|p| line(&file, p)).collect();
@@ -63,19 +64,19 @@ impl Supervisor {
                 if self.is_no_fallback_any_more() {
                     out.push(Action::SetWatch(config.watch));
                 }
-                return self.finish_reload(ReloadResult::Unchanged, Vec::new(), Vec::new(), now, out);
+                return self.finish_reload(ReloadResult::Unchanged, Vec::new(), warnings, now, out);
             }
             if let Some(why) = diff.too_drastic(old).filter(|_| by == ReloadBy::Watcher && self.fallback.is_none()) {
                 return self.refuse_reload(&why, Vec::new(), now, out);
             }
         }
         let new: Vec<Address> = addresses(&config).filter(|a| !self.bound.contains_key(*a)).cloned().collect();
-        self.reload = Some(Reload { by, asked_at, config: Some((config, diff)) });
+        self.reload = Some(Reload { by, asked_at, config: Some((config, diff, warnings)) });
         if new.is_empty() { self.bound(BTreeMap::new(), now, out) } else { out.push(Action::Bind(new)) }
     }
 
     pub(super) fn not_bound(&mut self, reasons: Vec<(Address, String)>, now: Now, out: &mut Vec<Action>) {
-        let Some(Reload { config: Some((config, _)), .. }) = &self.reload else { return };
+        let Some(Reload { config: Some((config, ..)), .. }) = &self.reload else { return };
         let texts: Vec<String> = reasons
             .iter()
             .map(|(address, why)| format!("listeners.{}: {address} {why}", owner(config, address)))
@@ -85,7 +86,9 @@ impl Supervisor {
 
     /// Everything is there: swaps.
     pub(super) fn bound(&mut self, bound: BTreeMap<Address, Address>, now: Now, out: &mut Vec<Action>) {
-        let Some((config, diff)) = self.reload.as_mut().and_then(|reload| reload.config.take()) else { return };
+        let Some((config, diff, warnings)) = self.reload.as_mut().and_then(|reload| reload.config.take()) else {
+            return;
+        };
         let was_fallback = self.is_no_fallback_any_more();
         for (asked, got) in &bound {
             info!(listener = owner(&config, asked), address = %got, asked = %asked, "listening");
@@ -109,7 +112,7 @@ impl Supervisor {
         }
         self.cells.settle(&config, now.micros);
         let overrides = self.overrides.len();
-        let notes = self.know(&config, now);
+        let mut notes = self.know(&config, now);
         if self.overrides.len() < overrides {
             self.keep_overrides(now, out);
         }
@@ -117,6 +120,9 @@ impl Supervisor {
         self.config = Some(config);
         self.generation = self.generation.next();
         self.publish(Doors { listen, release, ..Doors::default() }, out);
+        notes.iter().for_each(|note| warn!("{note}"));
+        self.warn_once(&warnings);
+        notes.extend(warnings);
         self.finish_reload(ReloadResult::Applied, diff.summary(), notes, now, out);
     }
 
@@ -168,6 +174,12 @@ impl Supervisor {
         notes
     }
 
+    /// Warns of what the configuration before has not been warned of as well.
+    fn warn_once(&mut self, warnings: &[String]) {
+        warnings.iter().filter(|warning| !self.warned.contains(warning)).for_each(|warning| warn!("{warning}"));
+        self.warned = warnings.to_vec();
+    }
+
     fn finish_reload(
         &mut self,
         result: ReloadResult,
@@ -187,7 +199,6 @@ impl Supervisor {
                     "serving; {}",
                     self.status_line()
                 );
-                notes.iter().for_each(|note| warn!("{note}"));
             }
             (ReloadResult::Applied, _) => {
                 info!(
@@ -197,7 +208,6 @@ impl Supervisor {
                     "configuration applied: {}",
                     changed.join("; ")
                 );
-                notes.iter().for_each(|note| warn!("{note}"));
             }
             _ => info!(generation = self.generation.0, by = spelled(by), "the file says what is in force already"),
         }

@@ -1,46 +1,51 @@
 //! What the supervisor tells of itself and of what it watches over: the status, the statistics, systemd's line.
 //! It adds the workers' shards up; how it looks is `observe`'s.
 
+use std::time::Instant;
+
 use crate::config::{ConfigDiff, nearest};
 use crate::control::Reply;
 use crate::daemon::event::{BackendKey, Now};
 use crate::observe::{
-    BackendStats, Counts, ListenerState, ListenerStats, Percentiles, PoolStats, RunState, Stats, Status,
+    BackendStats, BackendsUp, Counts, ListenerState, ListenerStats, Percentiles, PoolStats, RunState, Stats, Status,
 };
 use crate::snapshot::{BackendCell, BackendShard, Count, Histogram, ListenerCell, ListenerShard, Padded, Percentile};
-use crate::words::{AdminState, Cause, PoolName, Refusal};
+use crate::words::{AdminState, Cause, Health, PoolName, Refusal};
 
 use super::Supervisor;
 
 impl Supervisor {
     /// One line for systemd and the log.
     pub(super) fn status_line(&self) -> String {
-        let (up, total) = self.backends_up();
+        let backends = self.backends_up().said("backends ");
         let sessions = self.cells.sessions();
         let stopping = if self.stage.is_stopping() { "stopping; " } else { "" };
         let (version, fallback) = (&self.facts.version, self.fallback_line());
         let upgraded =
             if self.upgrades > 0 { format!("; upgraded in place: {}", self.upgrades) } else { String::new() };
         format!(
-            "{stopping}{fallback}generation {}, {up} of {total} backends up, sessions: {sessions}; lbd {version}{upgraded}",
+            "{stopping}{fallback}generation {}, {backends}, sessions: {sessions}; lbd {version}{upgraded}",
             self.generation
         )
     }
 
-    /// Backends that may take sessions by their health, and all.
-    fn backends_up(&self) -> (u64, u64) {
-        let mut counts = (0, 0);
+    /// How many backends there are, and how many of the enabled ones are known to be up or not checked.
+    fn backends_up(&self) -> BackendsUp {
+        let mut counts = BackendsUp::default();
         for pool in &self.snapshot.pools {
             for backend in &pool.backends {
-                counts.1 += 1;
-                counts.0 += u64::from(backend.health.is_fit() && backend.admin == AdminState::Enabled);
+                counts.total += 1;
+                if backend.admin == AdminState::Enabled {
+                    counts.up += u64::from(backend.health == Health::Up);
+                    counts.unchecked += u64::from(backend.health == Health::Unchecked);
+                }
             }
         }
         counts
     }
 
     pub(super) fn status(&self, now: Now) -> Status {
-        let (backends_up, backends_total) = self.backends_up();
+        let BackendsUp { up: backends_up, unchecked: backends_unchecked, total: backends_total } = self.backends_up();
         let last_reload = self.last_reload.as_ref().map(|(reload, at)| {
             let mut reload = reload.clone();
             reload.seconds_ago = now.at.saturating_duration_since(*at).as_secs();
@@ -70,12 +75,14 @@ impl Supervisor {
             version: self.facts.version.clone(),
             pid: self.facts.pid,
             state: if self.stage.is_stopping() { RunState::Draining } else { RunState::Running },
+            stops_in_seconds: self.stage.ends_by().map(|until| seconds_until(until, now)),
             generation: self.generation.0,
             uptime_seconds: now.at.saturating_duration_since(self.started).as_secs(),
             workers: self.facts.workers as u32,
             config_path: self.facts.config_path.clone(),
             last_reload,
             backends_up,
+            backends_unchecked,
             backends_total,
             sessions: self.cells.sessions(),
             upgrades: self.upgrades,
@@ -186,9 +193,7 @@ impl Supervisor {
             admin: admin.to_string(),
             override_by: over.map(|o| o.by.clone()),
             override_reason: over.and_then(|o| o.reason.clone()),
-            override_ends_in_seconds: over
-                .and_then(|o| o.until)
-                .map(|until| until.saturating_duration_since(now.at).as_secs()),
+            override_ends_in_seconds: over.and_then(|o| o.until).map(|until| seconds_until(until, now)),
             connections_active: u64::from(live),
             connections_spare: u64::from(cell.live.spares()),
             connections_total: sum(|s| &s.established),
@@ -202,6 +207,12 @@ impl Supervisor {
             session_duration: percentiles(cell.shards.iter().map(|s| &s.durations)),
         }
     }
+}
+
+/// Whole seconds that are left, the last one until it is over.
+fn seconds_until(until: Instant, now: Now) -> u64 {
+    let left = until.saturating_duration_since(now.at);
+    left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }
 
 fn total<S>(shards: &[Padded<S>], part: fn(&S) -> &Count) -> u64 {

@@ -57,6 +57,14 @@ impl Stage {
         matches!(self, Stage::Draining { .. } | Stage::Cut { .. })
     }
 
+    /// When the sessions that are left are cut; `None` while it does not stop.
+    pub(super) fn ends_by(self) -> Option<Instant> {
+        match self {
+            Stage::Starting | Stage::Serving => None,
+            Stage::Draining { until, .. } | Stage::Cut { until, .. } => Some(until),
+        }
+    }
+
     pub(super) fn next_look(self) -> Option<Instant> {
         match self {
             Stage::Starting | Stage::Serving => None,

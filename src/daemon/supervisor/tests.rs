@@ -2,6 +2,7 @@
 
 mod reading;
 mod service;
+mod told;
 mod upgrade;
 
 use std::time::{Duration, Instant, SystemTime};
@@ -32,6 +33,8 @@ struct Daemon {
     free: bool,
     /// The file system is away: nothing comes of reading the file.
     away: bool,
+    /// What the operator should know of the file.
+    warnings: Vec<String>,
     /// What the service manager answers; `None`: it is asked in vain for now.
     job: Option<Job>,
 }
@@ -56,8 +59,16 @@ impl Daemon {
     fn with(facts: Facts, file: &'static str) -> Self {
         let start = Instant::now();
         let supervisor = Supervisor::new(facts, Vec::new(), 7, now(start, start));
-        let mut daemon =
-            Self { supervisor, start, now: start, file: Ok(file), free: true, away: false, job: Some(Job::Stop) };
+        let mut daemon = Self {
+            supervisor,
+            start,
+            now: start,
+            file: Ok(file),
+            free: true,
+            away: false,
+            warnings: Vec::new(),
+            job: Some(Job::Stop),
+        };
         daemon.on(Event::ReloadAsked(ReloadBy::Start));
         daemon.acknowledge();
         daemon
@@ -72,7 +83,7 @@ impl Daemon {
                 match &action {
                     Action::ReadConfig if self.away => {}
                     Action::ReadConfig => events.push(Event::ConfigRead(match self.file {
-                        Ok(text) => FileRead::Right(Box::new(Config::parse(text).unwrap())),
+                        Ok(text) => FileRead::Right(Box::new(Config::parse(text).unwrap()), self.warnings.clone()),
                         Err(why) => FileRead::Unreadable(why.into()),
                     })),
                     Action::Bind(addresses) if self.free => {

@@ -47,7 +47,7 @@ impl Before {
             snapshot: Arc::clone(&s.snapshot),
             publish_was_due: s.publish_at.is_some_and(|at| at <= world.now),
             event: match event {
-                Event::ConfigRead(FileRead::Right(_)) | Event::Bound(_) => Kind::MayApply,
+                Event::ConfigRead(FileRead::Right(..)) | Event::Bound(_) => Kind::MayApply,
                 Event::ConfigRead(_) | Event::NotBound(_) => Kind::Refuses,
                 Event::Asked(..) => Kind::Asked,
                 _ => Kind::Other,

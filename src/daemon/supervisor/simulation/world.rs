@@ -136,7 +136,7 @@ impl World {
             self.probes.remove(key);
         }
         let before = laws::Before::of(self, &event);
-        if let Event::ConfigRead(FileRead::Right(config)) = &event {
+        if let Event::ConfigRead(FileRead::Right(config, _)) = &event {
             self.read = Some((**config).clone());
         }
         let asked = match &event {
@@ -176,7 +176,7 @@ impl World {
         match action {
             Action::ReadConfig => {
                 let read = match &self.file {
-                    File::Right(config) => FileRead::Right(config.clone()),
+                    File::Right(config) => FileRead::Right(config.clone(), Vec::new()),
                     File::Wrong => {
                         let (path, message) = ("pools".into(), "is empty".into());
                         FileRead::Wrong("lbd.yaml".into(), vec![Problem { line: 1, column: 1, path, message }])

@@ -296,8 +296,11 @@ fn only_other_content_is_news_and_only_once() {
     assert_eq!(step(&|| assert!(!watcher.has_read(b"new"))), 0, "lbctl reload of the same");
     write(path.clone(), "by hand");
     assert_eq!(step(&|| assert!(watcher.has_read(b"by hand"))), 0, "lbctl reload came first");
+    assert_eq!(watcher.complaint(), None);
     assert_eq!(step(&|| fs::remove_file(&path).unwrap()), 0, "gone");
+    assert!(watcher.complaint().is_some_and(|said| said.contains("No such file")), "{:?}", watcher.complaint());
     assert_eq!(step(&|| write(path.clone(), "by hand")), 0, "back as it was");
+    assert_eq!(watcher.complaint(), None);
     assert_eq!(step(&|| write(path.clone(), "bad")), 1);
     assert_eq!(step(&|| write(path.clone(), "by hand")), 0, "taken back unread");
     assert_eq!(step(&|| write(path.clone(), "bad")), 1, "and made again");

@@ -131,11 +131,12 @@ impl Supervisor {
     /// Says of which of these pools no backend can take a session any more.
     pub(super) fn pools_without_backends<'a>(&self, pools: impl Iterator<Item = &'a PoolName>) -> Vec<String> {
         let pools: BTreeSet<&PoolName> = pools.collect();
-        let without =
-            pools.into_iter().filter(|name| self.snapshot.pool(name).is_some_and(|pool| pool.eligible.is_empty()));
-        without
-            .map(|name| format!("no backend of pool {name} can take a session now; new clients wait or are refused"))
-            .collect()
+        let without = pools.into_iter().filter_map(|name| self.snapshot.pool(name)).filter(|p| p.eligible.is_empty());
+        let said = without.map(|pool| {
+            let clients = if pool.awaits_verdict && pool.queue.is_some() { "wait for a probe" } else { "are refused" };
+            format!("no backend of pool {} can take a session now; its clients {clients}", pool.cell.name)
+        });
+        said.collect()
     }
 
     /// Only an enabled backend is probed: after the answer to a drain nobody connects. One that comes back must prove

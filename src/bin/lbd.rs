@@ -167,7 +167,8 @@ fn complete(shell: Shell) -> ExitCode {
 
 /// Runs what logs, and has its last error written whatever happens.
 fn with_logging(level: LogLevel, run: impl FnOnce(&Logging) -> Result<(), daemon::Broken>) -> ExitCode {
-    let logging = match upgrade::log_fails().map_or_else(|| logging::start(level), Err) {
+    let start = || upgrade::log_fails().map_or_else(|| logging::start(level), Err);
+    let logging = match upgrade::persist(upgrade::LONG, start) {
         Ok(logging) => logging,
         Err(e) => {
             // Before `run` is dropped, with all that it was left. (While another thread of this process goes back, no thread can be begun.)

@@ -26,6 +26,9 @@ impl Noted {
 
 impl AsyncRead for Noted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.entry.may_be_read(cx.waker()) {
+            return Poll::Pending;
+        }
         let before = into.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
         if into.filled().len() > before {

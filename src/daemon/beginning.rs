@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+
 use super::effects::{Asker, Effects};
 use super::event::{AskId, Decision, TookOver};
 use super::sockets::Sockets;
 use super::supervisor::{Facts, Supervisor};
-use super::upgrade::{Belongings, Heritage, Point, Settlement, misbehave, or_back, own_path};
+use super::upgrade::{
+    Belongings, Heritage, LONG, Point, Settlement, extend_for, misbehave, or_back, own_path, persist,
+};
 use super::{Broken, Start, now};
 use crate::config::Config;
 use crate::control::socket::ControlSocket;
 use crate::control::{Place, Roll, socket};
-use crate::proxy::carry::{CarriedWorker, Unfit, recall, share_out};
+use crate::proxy::carry::{CarriedWorker, Persist, Unfit, recall, share_out};
 use crate::proxy::{Setup, Worker};
 use crate::snapshot::Cells;
 use crate::words::Address;
@@ -64,8 +68,12 @@ pub fn anew(start: &mut Start, facts: Facts, kept: Vec<Decision>) -> Result<Orig
 /// A daemon that goes on where another program was.
 pub fn inherited(heritage: Heritage, config: &Config, facts: Facts) -> Result<Origin, Broken> {
     let seen = heritage.seen.clone();
-    let (belongings, workers, settlement) = heritage.take()?;
+    let (belongings, mut workers, mut settlement) = heritage.take()?;
+    if settlement.is_ours() {
+        workers = settlement.mend(workers);
+    }
     let Belongings { supervisor: carried, sockets, control, control_door, roll, askers, installed, asked } = belongings;
+    extend_for(config.pools.values().map(|pool| pool.backends.len()).sum(), facts.workers);
     let workers = share_out(workers, facts.workers).map_err(|e| or_back(e.to_string()))?;
     let doors = doors(&workers);
     let mut cells = Cells::inherit(&carried.cells, facts.workers).map_err(or_back)?;
@@ -91,14 +99,16 @@ impl Left {
         let count = setups.len();
         // Each by its own thread: that is a good part of the pause.
         let jobs = setups.into_iter().zip(self.workers).map(|(setup, carried)| {
-            let cells = carried.names.cells(supervisor.cells()).unwrap_or_else(unfit);
+            let cells = carried.names.cells(supervisor.cells());
             move || {
                 misbehave(Point::Worker);
-                Worker::assemble(setup, carried, &cells).unwrap_or_else(unfit)
+                Worker::assemble(setup, carried, &cells, PERSIST).unwrap_or_else(unfit)
             }
         });
         let mut assembled = effects.crew.all_do(jobs).unwrap_or_else(|| give_up("a worker's thread is gone"));
-        assembled.iter().for_each(|worker| self.settlement.knows(worker).unwrap_or_else(unfit));
+        if !self.settlement.is_ours() {
+            assembled.iter().for_each(|worker| self.settlement.knows(worker).unwrap_or_else(unfit));
+        }
         if let Some(at) = self.settlement.short_since {
             effects.limits.ran_short(at); // it was told of
         }
@@ -110,6 +120,10 @@ impl Left {
         how
     }
 }
+
+/// A system call of a take-over: the predecessor that is executed again has time for it.
+const PERSIST: Persist<'static> =
+    &|attempt| persist(LONG, || Ok(attempt()?)).map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
 
 fn unfit<T>(why: Unfit) -> T {
     give_up(&or_back(why.to_string()))

@@ -7,14 +7,15 @@
 use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
@@ -55,6 +56,21 @@ pub enum Unheard {
 /// How much longer the start of one may take, than what it then does.
 const STARTS: Duration = Duration::from_secs(1);
 
+/// Makes a call that may hang, on a thread of its own. The runtime's own pool panics where no thread can be had.
+///
+/// # Errors
+/// No thread can be had.
+pub async fn beside<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (give, given) = oneshot::channel();
+    let runtime = Handle::current(); // a child is waited for by it
+    let beside = move || {
+        let _entered = runtime.enter();
+        drop(give.send(call())); // nobody may want to know any more
+    };
+    signals::beginning(|| thread::Builder::new().name("lbd-beside".into()).spawn(beside))?;
+    given.await.map_err(|_| io::Error::other("its thread has panicked"))
+}
+
 /// Runs a command with `input` to read. Dropping the future ends the child too.
 pub async fn run(mut command: Command, input: Vec<u8>, patience: Duration) -> Result<Ended, Unheard> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -62,10 +78,10 @@ pub async fn run(mut command: Command, input: Vec<u8>, patience: Duration) -> Re
     let (tell, told) = oneshot::channel();
     // A task of its own: whoever asked may go, and the child must be waited for all the same.
     tokio::spawn(async move {
-        match signals::beginning(|| spawn_blocking(move || signals::beginning_child(|| command.spawn()))).await {
+        match beside(move || signals::beginning_child(|| command.spawn())).await {
             Ok(Ok(child)) => see_to_its_end(child, input, patience, tell, counted).await,
             Ok(Err(e)) => drop(tell.send(Err(Unheard::NotStarted(e)))),
-            Err(e) => drop(tell.send(Err(Unheard::NotStarted(io::Error::other(e))))),
+            Err(e) => drop(tell.send(Err(Unheard::NotStarted(e)))),
         }
     });
     match timeout(patience + STARTS, told).await {

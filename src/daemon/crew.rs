@@ -1,15 +1,17 @@
 //! The workers' threads. A worker is put to work, and given back whole when it has parked: what it has can be carried away, or
 //! the worker be put to work again.
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::signals;
+use super::upgrade::{LONG, SHORT, persist};
 use crate::proxy::carry::OnExec;
 use crate::proxy::{self, Command, Inbox, Line, Worker};
 
@@ -18,6 +20,9 @@ const LOOK: Duration = Duration::from_micros(200);
 
 /// How long workers may take to undo what was done for an exec that did not come.
 const UNMARK: Duration = Duration::from_millis(50);
+
+/// How much longer all of them may take to park, for each: they may have fewer cores than they are.
+const FOR_EACH: Duration = Duration::from_millis(10);
 
 /// What a thread is to do next.
 enum Post {
@@ -52,24 +57,30 @@ impl Crew {
     ///
     /// # Errors
     /// There is no descriptor or thread left.
-    pub fn hire(count: usize) -> std::io::Result<(Self, Vec<Seat>)> {
-        let ends = (0..count).map(|_| proxy::line()).collect::<Result<Vec<_>, _>>()?;
-        let wakers: Vec<_> = ends.iter().map(|(line, _)| line.waker()).collect();
-        let desk = Desk::default();
-        let (mut lines, mut posts, mut seats) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, (line, inbox)) in ends.into_iter().enumerate() {
-            let others = wakers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, w)| Arc::clone(w)).collect();
-            let (post, to_do) = sync_channel(1);
-            let desk = Arc::clone(&desk);
-            thread::Builder::new().name(format!("lbd-worker-{index}")).spawn(move || {
-                signals::leave_to_others();
-                work(index, &to_do, &desk);
-            })?;
-            lines.push(line);
-            posts.push(post);
-            seats.push((inbox, others));
+    pub fn hire(count: usize) -> io::Result<(Self, Vec<Seat>)> {
+        let mut hiring = Hiring::default();
+        (0..count).try_for_each(|_| hiring.one_more())?;
+        Ok(hiring.done())
+    }
+
+    /// The same, or for fewer where the kernel has no more for a while: for a predecessor that is executed again, whose sessions have
+    /// nobody else.
+    ///
+    /// # Errors
+    /// There is not one.
+    pub fn hire_who_can_be_had(count: usize) -> io::Result<(Self, Vec<Seat>)> {
+        let mut hiring = Hiring::default();
+        persist(LONG, || hiring.one_more())?;
+        for _ in 1..count {
+            if let Err(e) = persist(SHORT, || hiring.one_more()) {
+                warn!(
+                    "{} of {count} workers can be had and serve alone until the next upgrade: {e}",
+                    hiring.posts.len()
+                );
+                break;
+            }
         }
-        Ok((Self { lines, posts, desk }, seats))
+        Ok(hiring.done())
     }
 
     /// Has each thread do one of these, and returns what they made, in the same order; `None` where a thread is gone.
@@ -137,7 +148,7 @@ impl Crew {
     /// # Errors
     /// One is late; the others have gone on.
     pub fn park(&self, patience: Duration) -> Result<Vec<Worker>, Late> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patience + FOR_EACH * self.lines.len() as u32;
         let (give, given) = channel();
         self.set_desk(Some(give));
         let untold: Vec<usize> =
@@ -167,6 +178,39 @@ impl Crew {
 
     fn set_desk(&self, desk: Option<Sender<(usize, Worker)>>) {
         *self.desk.lock().unwrap_or_else(PoisonError::into_inner) = desk;
+    }
+}
+
+/// A crew that is being hired.
+#[derive(Default)]
+struct Hiring {
+    desk: Desk,
+    ends: Vec<(Line, Inbox)>,
+    posts: Vec<SyncSender<Post>>,
+}
+
+impl Hiring {
+    fn one_more(&mut self) -> io::Result<()> {
+        let index = self.posts.len();
+        let ends = proxy::line()?;
+        let (post, to_do) = sync_channel(1);
+        let desk = Arc::clone(&self.desk);
+        thread::Builder::new().name(format!("lbd-worker-{index}")).spawn(move || {
+            signals::leave_to_others();
+            work(index, &to_do, &desk);
+        })?;
+        self.ends.push(ends);
+        self.posts.push(post);
+        Ok(())
+    }
+
+    fn done(self) -> (Crew, Vec<Seat>) {
+        let wakers: Vec<_> = self.ends.iter().map(|(line, _)| line.waker()).collect();
+        let others =
+            |index| wakers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, w)| Arc::clone(w)).collect();
+        let (lines, inboxes): (Vec<_>, Vec<_>) = self.ends.into_iter().unzip();
+        let seats = inboxes.into_iter().enumerate().map(|(index, inbox)| (inbox, others(index))).collect();
+        (Crew { lines, posts: self.posts, desk: self.desk }, seats)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -55,7 +56,7 @@ use in_force::InForce;
 use sources::Sources;
 use stall::{Calls, Outside};
 use supervisor::{Facts, Supervisor};
-use upgrade::{Heritage, or_back};
+use upgrade::{Heritage, LONG, or_back, persist};
 
 /// Requests of operators that may wait for the supervisor.
 const ASKS: usize = 64;
@@ -99,11 +100,11 @@ pub type Broken = String;
 /// # Errors
 /// An address or the control socket cannot be bound, or the kernel refuses something that nothing works without.
 pub fn run(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Ready<'_>)) -> Result<(), Broken> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .on_thread_start(signals::leave_to_others)
-        .build()
-        .map_err(|e| or_back(format!("the runtime cannot start: {e}")))?;
+    let runtime = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().on_thread_start(signals::leave_to_others).build()
+    };
+    let runtime = persist(LONG, runtime).map_err(|e| or_back(format!("the runtime cannot start: {e}")))?;
     let served = runtime.block_on(serve(start, logging, ready));
     runtime.shutdown_background(); // a thread of it may hang
     served
@@ -176,8 +177,7 @@ struct Prepared {
 /// error goes [back](or_back) to it.
 fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Broken> {
     let kernel = |what: &'static str| move |e: io::Error| or_back(format!("{what}: {e}"));
-    let signals = signals::Signals::new().map_err(kernel("signals cannot be taken"))?;
-    let workers = worker_count(start.config.process.workers);
+    let signals = persist(LONG, signals::Signals::new).map_err(kernel("signals cannot be taken"))?;
     let (descriptors, refused) =
         proxy::raise_descriptor_limit().map_err(kernel("the limit of descriptors cannot be read"))?;
     if let Some(e) = refused {
@@ -193,9 +193,20 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let folder = Folder::of_service().filter(|_| config_path.is_some());
     let writing = Calls::default();
     let path = std::path::Path::new(config_path.as_deref().unwrap_or_default());
-    let (keeper, written, kept) = state::keep_in(folder, path, writing.clone())
+    let (keeper, written, kept) = persist(LONG, || state::keep_in(folder.clone(), path, writing.clone()))
         .map_err(kernel("the thread that keeps decisions cannot start"))?;
-    let (files, read) = Files::start(reading.clone()).map_err(kernel("the thread that reads the file cannot start"))?;
+    let (files, read) = persist(LONG, || Files::start(reading.clone()))
+        .map_err(kernel("the thread that reads the file cannot start"))?;
+    let names = persist(LONG, || Names::start(signals::leave_to_others))
+        .map_err(kernel("the thread that asks for names cannot start"))?;
+    // A predecessor that is executed again has as many as before, whatever the file or the machine says now; or those for which there
+    // are threads left.
+    let (crew, seats) = match start.heritage.as_ref().filter(|heritage| heritage.is_ours()) {
+        Some(heritage) => Crew::hire_who_can_be_had(heritage.workers.len()),
+        None => Crew::hire(worker_count(start.config.process.workers)),
+    }
+    .map_err(kernel("a worker cannot start"))?;
+    let workers = seats.len();
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -218,7 +229,6 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let (publisher, reader) = publish_first(Arc::clone(supervisor.snapshot()));
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
     let acknowledged = Arc::new(Notify::new());
-    let (crew, seats) = Crew::hire(workers).map_err(kernel("a worker cannot start"))?;
     let setup = |(index, (inbox, others))| Setup {
         index,
         inbox,
@@ -231,10 +241,11 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let setups: Vec<Setup> = seats.into_iter().enumerate().map(setup).collect();
 
     let (ask_sender, asks) = mpsc::channel::<Asked>(ASKS);
-    let connected = (roll.clone(), control_door.as_raw_fd());
-    let door = tokio::net::UnixListener::from_std(control_door).map_err(kernel("the control socket cannot be used"))?;
-    let names =
-        Names::start(signals::leave_to_others).map_err(kernel("the thread that asks for names cannot start"))?;
+    // A copy: what fails here closes it, and whoever goes back wants the other.
+    let control_door = ManuallyDrop::new(control_door);
+    let door = persist(LONG, || control_door.try_clone().and_then(tokio::net::UnixListener::from_std))
+        .map_err(kernel("the control socket cannot be used"))?;
+    let connected = (roll.clone(), door.as_raw_fd());
     let serving = tokio::spawn(server::serve(door, roll, ask_sender, server::Limits::default(), names));
     let (probe_sender, probes) = mpsc::channel(OUTCOMES);
     let (changed_sender, changed) = mpsc::channel(1);
@@ -308,6 +319,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     };
     signals::ignore_others();
     tokio::spawn(children::reap_others());
+    drop(ManuallyDrop::into_inner(control_door));
     signals::take_again();
     Ok(Prepared { sources, effects, supervisor, first, serving })
 }

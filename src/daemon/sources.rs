@@ -20,7 +20,9 @@ use crate::proxy::Outcome;
 /// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
 /// how long at most.
 const MOMENT: Duration = Duration::from_millis(1);
-const LATEST: Duration = Duration::from_millis(500);
+const LATEST: Duration = Duration::from_secs(2);
+/// How long a request that has come in part is waited for, since its first byte.
+const PART: Duration = Duration::from_millis(500);
 
 /// Where events come from.
 pub struct Sources {
@@ -46,8 +48,11 @@ impl Sources {
         loop {
             // Who asked has gone meanwhile: what was found out must not be in the way of what others ask for.
             self.held.take_if(|((ask, _), _)| !effects.is_trying_for(*ask));
-            if self.held.is_none() && std::mem::take(&mut self.signals_held) {
-                signals::take_again(); // nothing was executed
+            if self.held.is_none() {
+                effects.connected.0.release();
+                if std::mem::take(&mut self.signals_held) {
+                    signals::take_again(); // nothing was executed
+                }
             }
             if self.is_ripe(effects) {
                 if !std::mem::replace(&mut self.signals_held, true) {
@@ -79,6 +84,7 @@ impl Sources {
                 Some(job) = self.job.recv() => Event::JobKnown(job),
                 Some(checked) = self.checked.recv(), if self.held.is_none() => {
                     self.held = Some((checked, Instant::now() + LATEST));
+                    effects.connected.0.hold(); // what comes from now on is the successor's to answer
                     continue;
                 }
                 Some(read) = self.read.recv() => effects.has_read(read),
@@ -102,7 +108,7 @@ impl Sources {
     fn is_ripe(&self, effects: &Effects) -> bool {
         let Some((_, latest)) = self.held else { return false };
         let waiting: BTreeSet<RawFd> = effects.answers.values().map(Asker::number).collect();
-        let in_transit = effects.connected.0.is_in_transit(|connection| waiting.contains(&connection));
+        let in_transit = effects.connected.0.is_in_transit(PART, |connection| waiting.contains(&connection));
         let is_quiet = !in_transit && !children::are_under_way();
         is_quiet || latest <= Instant::now()
     }

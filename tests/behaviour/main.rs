@@ -25,4 +25,5 @@ mod stopping;
 mod timeouts;
 mod upgrade;
 mod upgrade_interrupted;
+mod upgrade_shortage;
 mod way_back;

@@ -1,6 +1,9 @@
 //! What comes between a wish for an upgrade and its end: operators who go, signals, a stop.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -125,4 +128,37 @@ fn a_backend_that_answers_no_probe_is_down_though_upgrades_come_faster_than_its_
     }
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(lbd.backend("web/b")["health"], "up");
+}
+
+#[test]
+fn whoever_has_asked_is_answered_though_somebody_else_has_asked_but_in_part() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], ""));
+    let control = lbd.dir().join("control.sock");
+    let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    let mut asking = UnixStream::connect(&control).unwrap();
+                    // In two parts, as a slow one's.
+                    asking.write_all(b"GET /v1/status HTTP/1.1\r\n").unwrap();
+                    thread::yield_now();
+                    asking.write_all(b"host: lbd\r\n\r\n").unwrap();
+                    let mut answer = String::new();
+                    asking.read_to_string(&mut answer).unwrap();
+                    assert!(answer.contains("\"upgrades\":"), "{answer:?}");
+                    answered.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        for n in 1..=5 {
+            let mut half = UnixStream::connect(&control).unwrap();
+            half.write_all(b"GET /v1/sta").unwrap();
+            let before = answered.load(SeqCst);
+            assert_eq!(upgrade(&lbd)["upgrades"], n);
+            until("others are answered", || (answered.load(SeqCst) > before).then_some(()));
+        }
+        over.store(true, SeqCst);
+    });
 }

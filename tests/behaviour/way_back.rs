@@ -305,6 +305,37 @@ fn an_upgrade_that_is_done_just_as_its_time_is_up_is_done_or_not_but_nothing_bet
     assert_eq!(failing.status()["upgrades"], done);
 }
 
+/// Each call of an upgrade that the kernel may refuse is refused in turn, of all who make any.
+#[test]
+fn whatever_the_kernel_refuses_and_to_whom_every_session_goes_on() {
+    let failing = Failing::with_clients(20);
+    let (lbd, pid) = (&failing.lbd, failing.status()["pid"].clone());
+    let calls = |who: &str| fs::read_to_string(lbd.dir().join(format!("told.{who}"))).map_or(0, |n| n.parse().unwrap());
+    for (who, least) in [("Old", 20), ("New", 10), ("Back", 10)] {
+        let (mut number, mut not_done) = (1, 0);
+        loop {
+            failing.tell(&format!("refuse@{who}{number} 0"));
+            let ran = lbd.lbctl(&["upgrade"]);
+            let told = ["nothing was changed", "no session was lost"].iter().any(|told| ran.err.contains(told));
+            assert!(ran.code == Some(0) || (ran.code == Some(1) && told), "{who}{number}: {ran:?}\n{}", lbd.log());
+            assert!(who != "Back" || ran.code == Some(1), "{who}{number}: {ran:?}");
+            failing.all_are_served();
+            let now = failing.status();
+            assert_eq!((&now["pid"], &now["workers"]), (&pid, &2.into()), "{who}{number}");
+            not_done += usize::from(ran.code == Some(1));
+            if number > calls(who) {
+                break;
+            }
+            number += 1;
+        }
+        assert!(number > least && not_done >= least, "{who}: {number} calls, {not_done} of them mattered");
+    }
+    echoes(&connect(lbd.web())).unwrap();
+    failing.tell("well@Begun 0");
+    lbd.done(&["upgrade"]);
+    failing.all_are_served();
+}
+
 #[test]
 fn a_predecessor_that_cannot_go_on_ends_so_that_it_is_started_again() {
     for told in ["hang@Begun 300000 again", "hang@Built 300000 again", "panic@Worker 0 again"] {

@@ -41,9 +41,18 @@ pub struct Program {
     pub interpreter: Option<String>,
 }
 
-const PROGRAM_HEADERS: Table = Table { at: 32, size: 54, count: 56 };
-const SECTION_HEADERS: Table = Table { at: 40, size: 58, count: 60 };
 const PT_INTERP: u64 = 3;
+
+/// Where a header says what, in bytes from its beginning; its numbers have 4 or 8.
+struct Layout {
+    head: usize,
+    word: usize,
+    programs: Table,
+    sections: Table,
+    /// Of an entry of the program's table.
+    offset: u64,
+    file_size: u64,
+}
 
 /// Where the header says where a table is.
 struct Table {
@@ -51,6 +60,23 @@ struct Table {
     size: usize,
     count: usize,
 }
+
+const BITS_32: Layout = Layout {
+    head: 52,
+    word: 4,
+    programs: Table { at: 28, size: 42, count: 44 },
+    sections: Table { at: 32, size: 46, count: 48 },
+    offset: 4,
+    file_size: 16,
+};
+const BITS_64: Layout = Layout {
+    head: 64,
+    word: 8,
+    programs: Table { at: 32, size: 54, count: 56 },
+    sections: Table { at: 40, size: 58, count: 60 },
+    offset: 8,
+    file_size: 32,
+};
 
 /// Judges a file by its first [`HEAD`] bytes and its length. `own` is the beginning of a program that runs here.
 pub fn judge(head: &[u8], length: u64, own: &[u8]) -> Result<Program, Flaw> {
@@ -60,34 +86,37 @@ pub fn judge(head: &[u8], length: u64, own: &[u8]) -> Result<Program, Flaw> {
     if !head.starts_with(b"\x7fELF") {
         return Err(Flaw::NoProgram);
     }
-    if head.len() < 64 {
-        return Err(Flaw::Truncated(length, 64));
+    // The class says where everything else is.
+    let layout = if head.get(4) == Some(&1) { BITS_32 } else { BITS_64 };
+    if head.len() < layout.head {
+        return Err(Flaw::Truncated(length, layout.head as u64));
     }
     // Class, order of bytes, machine.
     if head[4..6] != own[4..6] || head[18..20] != own[18..20] {
         return Err(Flaw::Foreign(machine(head)));
     }
     let (mut wants, mut interpreter) = (0, None);
-    let (at, size, count) = PROGRAM_HEADERS.of(head);
+    let (at, size, count) = layout.table(&layout.programs, head);
     wants = wants.max(at.saturating_add(size * count));
     for n in 0..count {
         let entry = at.saturating_add(n * size);
         let Some(kind) = number(head, entry, 4) else { break };
-        let (Some(from), Some(bytes)) = (number(head, entry + 8, 8), number(head, entry + 32, 8)) else { break };
+        let field = |at: u64| number(head, entry.saturating_add(at), layout.word);
+        let (Some(from), Some(bytes)) = (field(layout.offset), field(layout.file_size)) else { break };
         wants = wants.max(from.saturating_add(bytes));
         if kind == PT_INTERP {
             interpreter = text(head, from, bytes);
         }
     }
-    let (at, size, count) = SECTION_HEADERS.of(head);
+    let (at, size, count) = layout.table(&layout.sections, head);
     wants = wants.max(at.saturating_add(size * count));
     if length < wants { Err(Flaw::Truncated(length, wants)) } else { Ok(Program { interpreter }) }
 }
 
-impl Table {
-    fn of(&self, head: &[u8]) -> (u64, u64, u64) {
+impl Layout {
+    fn table(&self, table: &Table, head: &[u8]) -> (u64, u64, u64) {
         let read = |at, bytes| number(head, at as u64, bytes).unwrap_or(0);
-        (read(self.at, 8), read(self.size, 2), read(self.count, 2))
+        (read(table.at, self.word), read(table.size, 2), read(table.count, 2))
     }
 }
 
@@ -160,6 +189,40 @@ mod tests {
         let mut foreign = own.clone();
         foreign[18..20].copy_from_slice(&243u16.to_le_bytes());
         assert_eq!(judge(&foreign, length(), &own), Err(Flaw::Foreign("riscv64".into())));
+    }
+
+    /// A program of 32 bits, of this machine's order of bytes: a header, a table of two entries, a loader, a table of sections.
+    fn of_32_bits(machine: u16) -> Vec<u8> {
+        let mut file = vec![0; 52];
+        let order = if cfg!(target_endian = "big") { 2 } else { 1 };
+        file[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 1, order, 1]);
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(18, &machine.to_ne_bytes());
+        put(28, &52u32.to_ne_bytes()); // where the program's table is, and the sections'
+        put(32, &300u32.to_ne_bytes());
+        [(42, 32u16), (44, 2), (46, 40), (48, 3)].iter().for_each(|(at, n)| put(*at, &n.to_ne_bytes()));
+        for (kind, offset, bytes) in [(1u32, 0u32, 200u32), (3, 116, 16)] {
+            let entry = [kind, offset, 0, 0, bytes, 0, 0, 0];
+            file.extend(entry.iter().flat_map(|word| word.to_ne_bytes()));
+        }
+        file.extend(b"/lib/ld-linux.so\0");
+        file.resize(420, 0);
+        file
+    }
+
+    #[test]
+    fn a_program_of_32_bits_is_read_by_its_own_layout() {
+        let file = of_32_bits(3);
+        let loader = Some("/lib/ld-linux.so".to_owned());
+        assert_eq!(judge(&file, 420, &file), Ok(Program { interpreter: loader }));
+        assert_eq!(judge(&file[..419], 419, &file), Err(Flaw::Truncated(419, 420)), "its sections are cut");
+        assert_eq!(judge(&file[..199], 199, &file), Err(Flaw::Truncated(199, 420)));
+        assert_eq!(judge(&file[..60], 60, &file), Err(Flaw::Truncated(60, 420)), "a header is whole with 52 bytes");
+        assert_eq!(judge(&file[..51], 51, &file), Err(Flaw::Truncated(51, 52)));
+        assert_eq!(judge(&file, 420, &of_32_bits(40)), Err(Flaw::Foreign("x86".into())));
+        if own()[4] == 2 {
+            assert_eq!(judge(&file, 420, &own()), Err(Flaw::Foreign("x86".into())));
+        }
     }
 
     proptest::proptest! {

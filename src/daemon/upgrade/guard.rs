@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,14 @@ const BACK: &str = "back";
 const PATIENCE: Duration = if cfg!(debug_assertions) { Duration::from_secs(3) } else { Duration::from_secs(1) };
 /// And how much longer for each MiB of the record; it takes a tenth of that.
 const FOR_EACH_MIB: Duration = Duration::from_millis(100);
+/// And for each backend of each worker beyond those that cost next to nothing; it takes a fifth of that.
+const FOR_EACH_CELL: Duration = Duration::from_micros(if cfg!(debug_assertions) { 100 } else { 25 });
+const USUAL: usize = 4000;
 /// So many times as long has the predecessor that is executed again: behind it there is only a restart.
 const LAST: u32 = 3;
+/// How often, and after which pause, a predecessor is executed again that the kernel has no memory for just now.
+const AT_LAST: usize = 500;
+const MOMENT: Duration = Duration::from_millis(10);
 /// What ends a process without asking it, and how that is told.
 const FATAL: [(Signal, &str); 8] = [
     (Signal::SIGSEGV, "it crashed (SIGSEGV)"),
@@ -58,8 +64,9 @@ const TAKEN: u8 = 2;
 static WAY: AtomicU8 = AtomicU8::new(SHUT);
 /// There is none where this process is the predecessor again.
 static PREDECESSOR: OnceLock<Predecessor> = OnceLock::new();
-/// When who takes over has to be done.
-static DEADLINE: OnceLock<Instant> = OnceLock::new();
+/// When who takes over began, and the microseconds that it may take.
+static BEGUN: OnceLock<Instant> = OnceLock::new();
+static PATIENT_FOR: AtomicU64 = AtomicU64::new(0);
 /// What handled fatal signals before.
 static BEFORE: OnceLock<Vec<(Signal, SigAction)>> = OnceLock::new();
 
@@ -166,10 +173,13 @@ pub fn arguments() -> Vec<OsString> {
 /// be kept open. Returns only where the kernel refuses.
 pub fn execute(target: &File, record: RawFd, program: RawFd) -> io::Error {
     // A file, for a reason may have any length, and an argument is seen by everybody for as long as the process lives.
-    let why = match memfd_create("lbd-why", MFdFlags::empty()) {
+    let why = match misbehave::refused().and_then(|()| Ok(memfd_create("lbd-why", MFdFlags::empty())?)) {
         Ok(why) => why,
-        Err(e) => return e.into(),
+        Err(e) => return e,
     };
+    if let Err(e) = misbehave::refused() {
+        return e;
+    }
     match Ready::new(target.as_raw_fd(), &format!("{record}:{program}:{}", why.as_raw_fd())) {
         Ok(ready) => ready.go().into(),
         Err(e) => e,
@@ -199,6 +209,19 @@ impl Ready {
             libc::syscall(libc::SYS_execveat, self.program, c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH);
         }
         Errno::last()
+    }
+
+    /// The same, again and again where the kernel is short of something: who executes this has nobody else.
+    fn go_at_last(&self) -> Errno {
+        let mut refused = self.go();
+        for _ in 0..AT_LAST {
+            if !matches!(refused, Errno::EAGAIN | Errno::ENOMEM | Errno::ENFILE | Errno::EMFILE | Errno::EINTR) {
+                break;
+            }
+            thread::sleep(MOMENT); // a system call
+            refused = self.go();
+        }
+        refused
     }
 }
 
@@ -239,7 +262,23 @@ pub fn turn() -> Option<Turn> {
 
 /// How long who takes over here has still, if anybody does.
 pub fn time_left() -> Option<Duration> {
-    turn().and(DEADLINE.get()).map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    turn().and(BEGUN.get()).map(|begun| patience().saturating_sub(begun.elapsed()))
+}
+
+/// How long it may take in all.
+fn patience() -> Duration {
+    Duration::from_micros(PATIENT_FOR.load(SeqCst))
+}
+
+/// So much longer may it take where there are so many backends and workers, each of which counts for itself.
+pub fn extend_for(backends: usize, workers: usize) {
+    let cells = backends.saturating_mul(workers).saturating_sub(USUAL);
+    extend(FOR_EACH_CELL * u32::try_from(cells).unwrap_or(u32::MAX >> 8));
+}
+
+/// It may take so much longer: there is more to do than could be known, or the kernel is short of something.
+pub fn extend(more: Duration) {
+    PATIENT_FOR.fetch_add(u64::try_from(more.as_micros()).unwrap_or(u64::MAX >> 1), SeqCst);
 }
 
 /// Somebody goes back.
@@ -305,12 +344,18 @@ fn open(predecessor: Predecessor) {
 
 /// Ends a take-over that is not settled by then, also where somebody has begun to go back and got stuck.
 fn watch_over(patience: Duration) {
-    let _ = DEADLINE.set(Instant::now() + patience);
-    let watch = thread::Builder::new().name("lbd-guard".into()).spawn(move || {
-        thread::sleep(patience);
-        let mut line = Line::new();
-        let _ = write!(line, "it had not taken over within {patience:?}");
-        insist(line.text());
+    let _ = BEGUN.set(Instant::now());
+    extend(patience);
+    let watch = misbehave::refused();
+    let watch = watch.and_then(|()| {
+        thread::Builder::new().name("lbd-guard".into()).spawn(move || {
+            while let Some(left) = time_left().filter(|left| !left.is_zero()) {
+                thread::sleep(left);
+            }
+            let mut line = Line::new();
+            let _ = write!(line, "it had not taken over within {:?}", self::patience());
+            insist(line.text());
+        })
     });
     if let Err(e) = watch {
         or_back(format!("no thread could watch over it: {e}"));
@@ -341,7 +386,7 @@ fn go_back(why: &str) -> ! {
     let refused = PREDECESSOR.get().map(|predecessor| {
         predecessor.is_told(why);
         let _ = predecessor.held.thread_set_mask(); // it is the calling thread's that outlives an exec
-        predecessor.ready.go()
+        predecessor.ready.go_at_last()
     });
     let last = match refused {
         Some(e) => ["lbd: ", why, "; and its predecessor cannot be executed again: ", e.desc(), "\n"],

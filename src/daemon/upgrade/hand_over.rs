@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use super::record::Draft;
 use super::stand_in::{Loss, StandIn, take_up};
-use super::{CarriedDaemon, Target, guard, process, stand_in, target};
+use super::{CarriedDaemon, Target, guard, misbehave, process, stand_in, target};
 use crate::daemon::effects::Effects;
 use crate::daemon::event::AskId;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::daemon::{children, now, signals};
 use crate::observe::json;
 use crate::proxy::Worker;
-use crate::proxy::carry::{Roster, keep_on_exec};
+use crate::proxy::carry::{CarriedWorker, Roster, keep_on_exec};
 
 /// How long the workers may take to come to a safe point.
 const PARK: Duration = Duration::from_secs(1);
@@ -42,12 +42,13 @@ impl Effects {
     /// Tries a program, beside everything else.
     pub(in crate::daemon) fn check_target(&mut self, ask: AskId, program: Option<PathBuf>) {
         let program = program.unwrap_or_else(|| self.installed.clone());
-        let (content, checked) = (self.in_force.1.clone(), self.checked.clone());
+        let (content, checked, workers) = (self.in_force.1.clone(), self.checked.clone(), self.crew.lines.len());
         // After an upgrade that came to nothing.
         self.crew.await_marks(MARK);
         let is_marked = self.crew.is_marked();
         let trying = tokio::spawn(async move {
-            let result = if is_marked { target::check(&program, &content).await } else { Err(UNMARKED.into()) };
+            let result =
+                if is_marked { target::check(&program, &content, workers).await } else { Err(UNMARKED.into()) };
             let _ = checked.send((ask, result)).await;
         });
         if let Some((_, former)) = self.trying.replace((ask, trying.abort_handle())) {
@@ -139,8 +140,8 @@ impl Effects {
             Ok((record, program, mut kept)) => {
                 self.logging.flush_within(LAST_LOG);
                 kept.extend([record.as_raw_fd(), program.as_raw_fd()]);
-                if let Err(e) = keep_on_exec(&kept) {
-                    return e.into();
+                if let Err(e) = misbehave::refused().and_then(|()| Ok(keep_on_exec(&kept)?)) {
+                    return e;
                 }
                 let why = guard::execute(&target.file, record.as_raw_fd(), program.as_raw_fd());
                 guard::close_on_exec(&kept);
@@ -176,6 +177,10 @@ impl Effects {
         let daemon = json::try_compact(&daemon).map_err(io::Error::other)?;
         let written = workers.iter().map(|worker| worker.write().map_err(io::Error::other));
         let written = written.collect::<io::Result<Vec<_>>>()?;
+        // What this program cannot read it must not leave: it is the one that may have to go on with it.
+        json::read::<CarriedDaemon>(daemon.as_bytes()).map_err(io::Error::other)?;
+        let heads = written.iter().map(|worker| CarriedWorker::read(&worker.head, worker.sessions.clone()));
+        heads.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
         let mut sections = vec![daemon.as_bytes(), &self.in_force.1, &self.seen];
         written.iter().for_each(|worker| sections.extend([&worker.head[..], &worker.sessions]));
         Ok((Draft::new(0)?.write(&sections)?, process::own_program()?, kept))
@@ -187,7 +192,7 @@ impl Standing {
     fn taken_back(self) -> (Vec<Worker>, Option<String>) {
         let Self { mut workers, mut stand_in, .. } = self;
         let roster = Roster::of_parked(&mut workers);
-        let lost = take_up(roster, stand_in.stop(), drop).err();
+        let lost = take_up(roster, stand_in.stop(), drop).lost;
         stand_in.end();
         lost.iter().for_each(Loss::is_told);
         (workers, lost.map(|loss| loss.why))

@@ -5,9 +5,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::guard::{self, Turn};
@@ -33,6 +34,11 @@ static FIRST: AtomicBool = AtomicBool::new(true);
 
 /// Fails here, where it is asked to.
 pub fn misbehave(point: Point) {
+    let is_to_go_back = |asked: &Asked| asked.how == "refuse" && asked.at.starts_with("Back");
+    if point == Point::Built && guard::turn() == Some(Turn::First) && asked().is_some_and(|asked| is_to_go_back(&asked))
+    {
+        panic!("as it was told to");
+    }
     let Some(asked) = asked().filter(|asked| asked.at == format!("{point:?}") && asked.is_for(guard::turn())) else {
         return;
     };
@@ -64,6 +70,38 @@ pub fn misbehave(point: Point) {
             guard::ruin_the_heap();
         },
         _ => {}
+    }
+}
+
+/// Calls to the kernel so far that may be refused.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// They are counted from here on.
+pub fn calls_begin() {
+    CALLS.store(0, SeqCst);
+}
+
+/// To be asked before a call to the kernel that may be refused for want of something: whether this one is. `refuse@New7` refuses the seventh of a
+/// successor, `Old` those of the program that runs, `Back` those of the predecessor that is executed again. How many there
+/// are is left in files of these names.
+///
+/// # Errors
+/// It is.
+pub fn refused() -> io::Result<()> {
+    let Some(asked) = asked().filter(|asked| asked.how == "refuse") else { return Ok(()) };
+    let (number, who) = (CALLS.fetch_add(1, SeqCst) + 1, who());
+    let _ = std::fs::write(asked.file.with_extension(who), number.to_string());
+    if asked.at == format!("{who}{number}") {
+        return Err([Errno::EMFILE, Errno::ENOMEM, Errno::EAGAIN][number % 3].into());
+    }
+    Ok(())
+}
+
+fn who() -> &'static str {
+    match guard::turn() {
+        None => "Old",
+        Some(Turn::First) => "New",
+        Some(Turn::Again) => "Back",
     }
 }
 

@@ -11,15 +11,17 @@ mod misbehave;
 mod process;
 mod reason;
 mod record;
+mod reserve;
 mod stand_in;
 mod take_over;
 mod target;
 
-pub use guard::{Called, arguments, called, or_back};
+pub use guard::{Called, arguments, called, extend_for, or_back};
 pub(in crate::daemon) use hand_over::Standing;
 pub use misbehave::log_fails;
 pub(in crate::daemon) use misbehave::{Point, misbehave};
 pub use process::take_name;
+pub use reserve::{LONG, Reserve, SHORT, persist};
 pub(in crate::daemon) use take_over::{Belongings, Settlement};
 pub use take_over::{Heritage, read};
 pub use target::{CHECK, Target, own_path, say};

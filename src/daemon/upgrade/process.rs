@@ -11,13 +11,14 @@ use memmap2::MmapOptions;
 use nix::libc;
 use nix::unistd::{ForkResult, Pid, fork};
 
-use super::record;
+use super::{misbehave, record};
 
 /// The program that this process runs, whatever is at its path by now.
 ///
 /// # Errors
 /// There is no /proc, or no descriptor left.
 pub fn own_program() -> io::Result<File> {
+    misbehave::refused()?;
     File::open("/proc/self/exe")
 }
 
@@ -25,6 +26,7 @@ pub fn own_program() -> io::Result<File> {
 /// with who would but read it.
 pub fn mapped(record: &File) -> Option<Bytes> {
     record::is_sealed(record).ok()?;
+    misbehave::refused().ok()?;
     // SAFETY: it is sealed: nobody can change it, or make it shorter.
     let map = unsafe { MmapOptions::new().populate().map_copy_read_only(record) };
     map.ok().map(Bytes::from_owner)

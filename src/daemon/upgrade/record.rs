@@ -2,15 +2,18 @@
 //! it was written by another version of lbd, maybe by a wrong one: it is taken whole and right, or not at all.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl, posix_fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::misbehave;
 use super::process::mapped;
 
 /// The versions of the record that this program reads, the last of which it writes. To be raised by whatever makes an older
@@ -24,6 +27,10 @@ const HEAD: usize = 8 + 4 + 4 + 8;
 /// The longest record that is read: a hundred times what a million sessions take would be an error of its writer.
 const MOST: u64 = 8 << 30;
 
+/// How often one that nobody else can write is tried again, and after which pause.
+const AT_LAST: usize = 50;
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// A record that is to be written.
 #[derive(Debug)]
 pub struct Draft(File);
@@ -35,6 +42,7 @@ impl Draft {
     /// # Errors
     /// There is no descriptor left.
     pub fn new(bytes: usize) -> io::Result<Self> {
+        misbehave::refused()?;
         let file = File::from(memfd_create("lbd-upgrade", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
         let _ = posix_fallocate(&file, 0, bytes.max(1) as i64);
         Ok(Self(file))
@@ -57,7 +65,29 @@ impl Draft {
     ///
     /// # Errors
     /// There is no memory left.
-    pub fn write(self, sections: &[&[u8]]) -> io::Result<File> {
+    pub fn write(mut self, sections: &[&[u8]]) -> io::Result<File> {
+        self.try_to_write(sections)?;
+        Ok(self.0)
+    }
+
+    /// The same of what nobody else knows: again where there is no memory just now, for about as long as somebody waits for it.
+    ///
+    /// # Errors
+    /// There is none all that time.
+    pub fn write_at_last(mut self, sections: &[&[u8]]) -> io::Result<File> {
+        let mut written = self.try_to_write(sections);
+        for _ in 0..AT_LAST {
+            if written.is_ok() {
+                break;
+            }
+            thread::sleep(MOMENT);
+            written = self.try_to_write(sections);
+        }
+        written.map(|()| self.0)
+    }
+
+    fn try_to_write(&mut self, sections: &[&[u8]]) -> io::Result<()> {
+        misbehave::refused()?;
         let mut checksum = crc32fast::Hasher::new();
         let lengths: Vec<[u8; 8]> = sections.iter().map(|section| (section.len() as u64).to_le_bytes()).collect();
         let body = lengths.iter().zip(sections).flat_map(|(length, section)| [&length[..], section]);
@@ -68,13 +98,14 @@ impl Draft {
         head.extend_from_slice(&VERSIONS.end().to_le_bytes());
         head.extend_from_slice(&checksum.finalize().to_le_bytes());
         head.extend_from_slice(&length.to_le_bytes());
-        let Self(mut file) = self;
+        let Self(file) = self;
+        file.rewind()?;
         file.set_len(length + HEAD as u64)?;
         file.write_all(&head)?;
         body.into_iter().try_for_each(|part| file.write_all(part))?;
         let sealed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(sealed))?;
-        Ok(file)
+        fcntl(file, FcntlArg::F_ADD_SEALS(sealed))?;
+        Ok(())
     }
 }
 

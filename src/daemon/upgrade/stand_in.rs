@@ -2,6 +2,7 @@
 //! sessions ([`crate::proxy::Worker::stand_in`]) until whoever takes over is ready to. Then it tells what became of them, in a
 //! record of its own, and is dismissed. It knows its parent by a connection: where that ends, the child does.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -31,6 +32,8 @@ use crate::words::Happening;
 
 /// How long it may take to begin, as long as the workers to park.
 const BEGIN: Duration = Duration::from_secs(1);
+/// And how much longer for each worker, which is a thread of it.
+const FOR_EACH: Duration = Duration::from_millis(10);
 /// How long to come to a safe point, where nobody watches over who asks.
 const STOP: Duration = Duration::from_secs(2);
 /// Bytes of its record for which there is memory from the beginning.
@@ -108,6 +111,7 @@ impl Prepared {
     /// # Errors
     /// There is no descriptor left.
     pub fn new() -> io::Result<Self> {
+        misbehave::refused()?;
         let (line, childs) = UnixStream::pair()?;
         Ok(Self { line, childs, draft: Draft::new(RECORD)? })
     }
@@ -118,13 +122,15 @@ impl Prepared {
     /// There is no process, thread or memory left, and no byte was moved.
     pub fn begin(self, workers: &mut Vec<Worker>) -> Result<StandIn, String> {
         let Self { line, childs, draft } = self;
-        let Some(pid) = process::double().map_err(|e| e.to_string())? else {
+        let count = workers.len() as u32;
+        let doubled = misbehave::refused().and_then(|()| process::double());
+        let Some(pid) = doubled.map_err(|e| e.to_string())? else {
             drop(line); // or its end would not be noticed
             serve(std::mem::take(workers), childs, draft);
         };
         drop(childs);
         let mut stand_in = StandIn { pid: Some(pid), line, record: draft.file() };
-        let (Lost::Unclear(why) | Lost::Gone(why)) = match stand_in.hear(BEGIN) {
+        let (Lost::Unclear(why) | Lost::Gone(why)) = match stand_in.hear(BEGIN + FOR_EACH * count) {
             Ok(_) => return Ok(stand_in),
             Err(lost) => lost,
         };
@@ -212,30 +218,34 @@ impl Service {
 }
 
 /// The workers take up what a stand-in did, or cut what it served; where somebody else may know more, `else_back` is called before.
-/// Returns when it served.
-///
-/// # Errors
-/// Sessions were cut.
-pub(super) fn take_up(
-    mut roster: Roster<'_>,
-    service: Result<Service, Lost>,
-    else_back: impl FnOnce(String),
-) -> Result<Times, Loss> {
-    let caught_up = service.and_then(|Service { times, meanwhile }| match roster.catch_up(meanwhile) {
-        Ok(()) => Ok(times),
-        Err(unfit) => Err(Lost::Unclear(unfit.0)),
-    });
-    let why = match caught_up {
-        Ok(times) => return Ok(times),
-        Err(Lost::Gone(why)) => why,
+pub(super) fn take_up(mut roster: Roster<'_>, service: Result<Service, Lost>, else_back: impl Fn(String)) -> TakenUp {
+    let unclear = |why: &str| else_back(format!("it is not clear what the process did that served meanwhile: {why}"));
+    let (times, cut, why) = match service {
+        Ok(Service { times, meanwhile }) => {
+            let first = RefCell::new(None);
+            let cut = roster.catch_up(meanwhile, &|why| {
+                unclear(&why);
+                first.borrow_mut().get_or_insert(why);
+            });
+            (Some(times), cut, first.into_inner().filter(|_| cut > 0))
+        }
+        Err(Lost::Gone(why)) => (None, roster.lose_track(), Some(why)),
         Err(Lost::Unclear(why)) => {
-            else_back(format!("it is not clear what the process did that served meanwhile: {why}"));
-            why
+            unclear(&why);
+            (None, roster.lose_track(), Some(why))
         }
     };
-    let cut = roster.lose_track();
-    let why = format!("established sessions cut: {cut}; nobody knows what the process did that served them: {why}");
-    Err(Loss { why, cut })
+    let what = "nobody knows what the process did that served them";
+    let lost = why.map(|why| Loss { why: format!("established sessions cut: {cut}; {what}: {why}"), cut });
+    TakenUp { times, lost }
+}
+
+/// What it came to that somebody served meanwhile.
+pub(super) struct TakenUp {
+    /// When it did; `None` where nobody knows, and all that it served is cut.
+    pub times: Option<Times>,
+    /// Sessions that were cut.
+    pub lost: Option<Loss>,
 }
 
 /// Sessions had to be cut.
@@ -248,6 +258,14 @@ pub(super) struct Loss {
 }
 
 impl Loss {
+    /// Both of them.
+    pub fn and(self, other: Option<Self>) -> Self {
+        match other {
+            None => self,
+            Some(other) => Self { why: format!("{}; {}", self.why, other.why), cut: self.cut + other.cut },
+        }
+    }
+
     /// Has it in the log, when nobody can find out more.
     pub fn is_told(&self) {
         error!(event = Happening::SessionsCut.as_str(), "{}", self.why);
@@ -266,6 +284,7 @@ fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io
     let (over, all_there) = (Arc::new(AtomicBool::new(false)), Arc::new(Barrier::new(workers.len() + 1)));
     let wakers: Vec<_> = workers.iter().map(Worker::waker).collect();
     let threads = workers.into_iter().map(|mut worker| {
+        misbehave::refused()?;
         let (over, all_there) = (Arc::clone(&over), Arc::clone(&all_there));
         thread::Builder::new().name("lbd-stand-in".into()).spawn(move || {
             all_there.wait(); // all or none
@@ -297,7 +316,7 @@ fn try_to_serve(workers: Vec<Worker>, mut line: &UnixStream, draft: Draft) -> io
     let times = json::try_compact(&Times { begun, ended }).map_err(io::Error::other)?;
     let written = meanwhile.iter().map(|one| one.write().map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()?;
     let sections: Vec<&[u8]> = std::iter::once(times.as_bytes()).chain(written.iter().map(Vec::as_slice)).collect();
-    draft.write(&sections)?;
+    draft.write_at_last(&sections)?;
     loop {
         line.write_all(&[DONE])?;
         line.read_exact(&mut word)?;

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::guard::{self, Called, or_back, owned};
 use super::misbehave::{self, Point, misbehave};
-use super::stand_in::{Loss, StandIn, Times, take_up};
+use super::stand_in::{Loss, StandIn, TakenUp, Times, take_up};
 use super::{CarriedDaemon, DAEMON, IN_FORCE, SEEN, WORKERS, record};
 use crate::control::Roll;
 use crate::control::socket::ControlSocket;
@@ -16,7 +16,7 @@ use crate::daemon::event::{AskId, TookOver};
 use crate::daemon::sockets::Sockets;
 use crate::daemon::supervisor::CarriedSupervisor;
 use crate::observe::json;
-use crate::proxy::carry::{Assembled, CarriedWorker, Descriptors, Roster, Unfit, close_on_exec};
+use crate::proxy::carry::{Assembled, CarriedWorker, Descriptors, Faults, Roster, Unfit, close_on_exec};
 
 /// What a program is left by the one that it was executed in place of.
 #[derive(Debug)]
@@ -84,6 +84,11 @@ pub(in crate::daemon) struct Settlement {
 }
 
 impl Heritage {
+    /// Whether it is this very program that has left it: its successor did not come to take over.
+    pub(in crate::daemon) fn is_ours(&self) -> bool {
+        self.called.failure.is_some()
+    }
+
     /// Takes it apart. What owns descriptors from here on is not to be dropped before it is settled.
     pub(in crate::daemon) fn take(self) -> Result<(Belongings, Vec<CarriedWorker>, Settlement), String> {
         let Heritage { called, daemon, workers, .. } = self;
@@ -139,13 +144,34 @@ impl Settlement {
     pub(in crate::daemon) fn catch_up(&mut self, workers: &mut [Assembled]) {
         let roster = Roster::of_assembled(workers);
         misbehave(Point::Built);
-        match take_up(roster, self.stand_in.stop(), |why| drop(or_back(why))) {
-            Ok(times) => self.times = Some(times),
-            Err(loss) => {
-                self.stand_in.kill(); // what it still heard would be heard by nobody else
-                self.lost = Some(loss);
-            }
+        let TakenUp { times, lost } = take_up(roster, self.stand_in.stop(), |why| drop(or_back(why)));
+        if times.is_none() {
+            self.stand_in.kill(); // what it still heard would be heard by nobody else
         }
+        self.times = times;
+        self.lost = match self.lost.take() {
+            None => lost,
+            Some(loss) => Some(loss.and(lost)),
+        };
+    }
+
+    /// Whether it is this very program that has left all this.
+    pub(in crate::daemon) fn is_ours(&self) -> bool {
+        self.called.failure.is_some()
+    }
+
+    /// What can be verified of the workers. There is nobody to go back to, so that what cannot is let go and told.
+    pub(in crate::daemon) fn mend(&mut self, workers: Vec<CarriedWorker>) -> Vec<CarriedWorker> {
+        let mut faults = Faults::default();
+        let workers = workers.into_iter().map(|worker| worker.mended(&mut self.kept, &mut faults)).collect();
+        let Faults { cut, reasons } = faults;
+        if !reasons.is_empty() {
+            let why = reasons.join("; ");
+            warn!("what was left to it contradicts itself: {why}");
+            let why = format!("sessions cut: {cut}; what was left of them contradicts itself: {why}");
+            self.lost = (cut > 0).then_some(Loss { why, cut });
+        }
+        workers
     }
 
     /// There is no way back any more, and no other program has these descriptors; the stand-in is to be ended. `now` is
@@ -163,7 +189,7 @@ impl Settlement {
         let shut = since(self.frozen_at, now);
         let pause =
             self.times.map_or(shut, |Times { begun, ended }| since(self.frozen_at, begun).max(since(ended, now)));
-        let sessions = sessions - self.lost.as_ref().map_or(0, |loss| loss.cut as u64);
+        let sessions = sessions.saturating_sub(self.lost.as_ref().map_or(0, |loss| loss.cut as u64));
         let lost = self.lost.map(|loss| {
             loss.is_told();
             loss.why

@@ -15,18 +15,19 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::elf::{self, judge};
-use super::{misbehave, process, record};
+use super::{Reserve, misbehave, process, record};
 use crate::config::Config;
 use crate::daemon::children::{self, Ended, Unheard};
-use crate::daemon::signals;
+use crate::daemon::worker_count;
 use crate::observe::json;
 
 /// How long a program may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// And how much longer for each MiB of the configuration.
+const FOR_EACH_MIB: Duration = Duration::from_secs(10);
 /// Asks a program what it is: reads a configuration from standard input, answers on standard output. Not for people.
 pub const CHECK: &str = "--handover-check";
 
@@ -39,6 +40,8 @@ pub struct Target {
     pub path: PathBuf,
     /// What it says that it is.
     pub version: String,
+    /// What it needs of the kernel.
+    pub reserve: Reserve,
 }
 
 /// What a program says of itself.
@@ -49,6 +52,9 @@ struct Said {
     records: (u32, u32),
     /// What is wrong with the configuration.
     problems: Vec<String>,
+    /// How many workers it would have by that, where it says so.
+    #[serde(default)]
+    workers: Option<usize>,
 }
 
 /// Where this program was started from, without what the kernel adds where it is not there any more.
@@ -58,14 +64,16 @@ pub fn own_path() -> PathBuf {
     text.strip_suffix(" (deleted)").map_or_else(|| link.clone(), PathBuf::from)
 }
 
-/// Finds out whether a program can take over from this one, with this configuration.
+/// Finds out whether a program can take over from this one, which has so many workers, with this configuration; and whether the kernel
+/// has what that takes.
 ///
 /// # Errors
 /// It cannot; says why, and how to mend it.
-pub async fn check(path: &Path, content: &[u8]) -> Result<Target, String> {
+pub async fn check(path: &Path, content: &[u8], workers: usize) -> Result<Target, String> {
     let name = path.display();
+    misbehave::calls_begin();
     let its = path.to_owned();
-    let file = match timeout(PATIENCE, signals::beginning(|| spawn_blocking(move || look(&its)))).await {
+    let file = match timeout(PATIENCE, children::beside(move || look(&its))).await {
         Ok(Ok(looked)) => looked.map_err(|why| format!("{name} {why}"))?,
         Ok(Err(e)) => return Err(format!("{name} cannot be looked at: {e}")),
         Err(_) => return Err(format!("{name} cannot be looked at: its file system does not answer")),
@@ -90,7 +98,8 @@ pub async fn check(path: &Path, content: &[u8]) -> Result<Target, String> {
         let problems = said.problems.join("\n");
         return Err(format!("{name} is lbd {}, which refuses the configuration in force:\n{problems}", said.lbd));
     }
-    Ok(Target { file, path: path.to_owned(), version: said.lbd })
+    let reserve = Reserve::of(workers, said.workers.unwrap_or(workers))?;
+    Ok(Target { file, path: path.to_owned(), version: said.lbd, reserve })
 }
 
 /// Opens it, and says what can be seen.
@@ -136,11 +145,11 @@ fn look(path: &Path) -> Result<File, String> {
 async fn ask(file: &File, content: &[u8]) -> Result<Said, String> {
     let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
     command.arg0("lbd").arg(CHECK).env_remove("NOTIFY_SOCKET");
-    let heard = children::run(command, content.to_owned(), PATIENCE).await;
+    let heard = children::run(command, content.to_owned(), patience(content)).await;
     let Ended { status, out, err } = heard.map_err(|why| match why {
         Unheard::NotStarted(e) => why_not_executed(&e),
         Unheard::Lost(e) => format!("cannot be heard: {e}"),
-        Unheard::Late => format!("did not say what it is within {} s", PATIENCE.as_secs()),
+        Unheard::Late => format!("did not say what it is within {} s", patience(content).as_secs()),
     })?;
     if let Some(signal) = status.signal() {
         let name = Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
@@ -150,6 +159,11 @@ async fn ask(file: &File, content: &[u8]) -> Result<Said, String> {
         Ok(said) if status.success() => Ok(said),
         _ => Err(format!("is no lbd that can take over: {}", why_not(status, &err))),
     }
+}
+
+/// It reads the configuration, too.
+fn patience(content: &[u8]) -> Duration {
+    PATIENCE + FOR_EACH_MIB * u32::try_from(content.len() >> 20).unwrap_or(u32::MAX >> 8)
 }
 
 fn why_not_executed(e: &io::Error) -> String {
@@ -186,13 +200,13 @@ pub fn say() -> ExitCode {
         eprintln!("lbd: the configuration cannot be read: {e}");
         return ExitCode::FAILURE;
     }
-    let problems = match Config::parse(&content) {
-        Ok(_) => Vec::new(),
-        Err(problems) => problems.iter().map(|problem| problem.one_line("lbd.yaml")).collect(),
+    let (problems, workers) = match Config::parse(&content) {
+        Ok(config) => (Vec::new(), Some(worker_count(config.process.workers))),
+        Err(problems) => (problems.iter().map(|problem| problem.one_line("lbd.yaml")).collect(), None),
     };
     let lbd = test_version().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     misbehave::spoil_itself();
-    let said = Said { lbd, records: misbehave::said_records().into_inner(), problems };
+    let said = Said { lbd, records: misbehave::said_records().into_inner(), problems, workers };
     match writeln!(io::stdout(), "{}", json::compact(&said)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
@@ -240,7 +254,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_is_no_lbd_is_told_by_what_it_does() {
         for (program, why) in [("/bin/true", "exits with 0, and does not say"), ("/bin/false", "exits with 1")] {
-            let why_not = check(Path::new(program), b"").await.unwrap_err();
+            let why_not = check(Path::new(program), b"", 1).await.unwrap_err();
             assert!(why_not.contains(why), "{why_not}");
         }
     }

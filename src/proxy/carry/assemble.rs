@@ -15,7 +15,7 @@ use super::check::Check;
 use super::descriptors::Descriptors;
 use super::names::Resolved;
 use super::sessions::Reading;
-use super::{CarriedEnd, CarriedFlow, CarriedSession, CarriedWorker};
+use super::{CarriedEnd, CarriedFlow, CarriedSession, CarriedWorker, Persist};
 use crate::proxy::door::{Door, Hold};
 use crate::proxy::memory::Memory;
 use crate::proxy::relay::{End, Flow};
@@ -76,18 +76,23 @@ impl Worker {
     ///
     /// # Errors
     /// What is carried contradicts itself; or the process has no descriptor left. The descriptors are as they were.
-    pub fn assemble(setup: Setup, carried: CarriedWorker, cells: &Resolved) -> Result<Assembled, Unfit> {
+    pub fn assemble(
+        setup: Setup,
+        carried: CarriedWorker,
+        cells: &Resolved,
+        persist: Persist<'_>,
+    ) -> Result<Assembled, Unfit> {
         let mut check = Check::of(&carried)?;
         let kernel = |what: &str, e: Errno| Unfit(format!("{what}: {}", e.desc()));
         let (epoll, anew) = match carried.epoll {
             Some(fd) => (Epoll(socket::own(fd)), false),
-            None => (Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| kernel("no epoll can be had", e))?, true),
+            None => (epoll_of_its_own(persist).map_err(|e| kernel("no epoll can be had", e))?, true),
         };
         let mut worker = ManuallyDrop::new(Worker::on(epoll, setup));
-        worker.hear_inbox().map_err(|e| kernel("the inbox cannot be heard", e))?;
+        persist(&mut || worker.hear_inbox()).map_err(|e| kernel("the inbox cannot be heard", e))?;
         worker.fill(carried, cells, &mut check)?;
         if anew {
-            worker.register_all().map_err(|e| kernel("a descriptor cannot be registered", e))?;
+            worker.register_all(persist).map_err(|e| kernel("a descriptor cannot be registered", e))?;
         }
         Ok(Assembled { worker, anew, descriptors: check.descriptors })
     }
@@ -126,13 +131,14 @@ impl Worker {
         Ok(())
     }
 
-    fn register_all(&self) -> Result<(), Errno> {
+    fn register_all(&self, persist: Persist<'_>) -> Result<(), Errno> {
         for (fd, event) in self.told_once() {
-            self.epoll.add(fd, event)?;
+            persist(&mut || self.epoll.add(fd, event))?;
         }
         for (key, door) in &self.doors {
             let events = if door.held.is_some() { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
-            self.epoll.add(&door.socket, EpollEvent::new(events, Token::Door(key).pack()))?;
+            let event = EpollEvent::new(events, Token::Door(key).pack());
+            persist(&mut || self.epoll.add(&door.socket, event))?;
         }
         Ok(())
     }
@@ -157,7 +163,8 @@ impl Worker {
 
     /// The first thing after a pause: what could not be done before, for it closes something.
     pub(in crate::proxy) fn take_up(&mut self) {
-        self.retired.clear();
+        // Of sessions that were let go, too, whose peers must be able to tell a cut stream from a whole one.
+        self.retired.drain(..).for_each(|fd| socket::reset_on_close(&fd));
         for (_, door) in &self.doors {
             let _ = socket::keep_urgent_data_in_line(&door.socket); // a former version did not set it
         }
@@ -170,6 +177,15 @@ impl Worker {
         }
         self.room = true;
     }
+}
+
+fn epoll_of_its_own(persist: Persist<'_>) -> Result<Epoll, Errno> {
+    let mut epoll = None;
+    persist(&mut || {
+        epoll = Some(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        Ok(())
+    })?;
+    epoll.ok_or(Errno::EMFILE)
 }
 
 /// The table while it is filled; up to the first that is unfit.

@@ -22,6 +22,11 @@ pub(super) struct Check {
 }
 
 impl Check {
+    /// Of a session behind one of this key.
+    pub fn behind(last: Option<u32>) -> Self {
+        Self { last, ..Self::default() }
+    }
+
     /// What there is besides sessions.
     pub fn of(carried: &CarriedWorker) -> Result<Self, Unfit> {
         let mut check = Self::default();
@@ -99,7 +104,7 @@ impl CarriedFlow {
 }
 
 /// A table has room for everything below its highest key, so that a wrong one would be all memory there is.
-fn fits(key: u32) -> Result<(), Unfit> {
+pub(super) fn fits(key: u32) -> Result<(), Unfit> {
     if key < MOST_KEYS { Ok(()) } else { Err(Unfit(format!("no table ever had a key like {key}"))) }
 }
 

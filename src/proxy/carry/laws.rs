@@ -224,7 +224,8 @@ fn assemble(carried: CarriedWorker) -> (Result<Assembled, Unfit>, Arc<Limits>, C
         acknowledged: Arc::new(Notify::new()),
         others: vec![],
     };
-    let assembled = carried.names.cells(&cells).and_then(|cells| Worker::assemble(setup, carried, &cells));
+    let resolved = carried.names.cells(&cells);
+    let assembled = Worker::assemble(setup, carried, &resolved, ONCE);
     (assembled, limits, cells)
 }
 
@@ -267,6 +268,16 @@ proptest! {
         let served = table.iter().filter(|s| s.backend.is_some()).count() as u32;
         let places: (u32, u32) = cells.backends().fold((0, 0), |(l, s), b| (l + b.live.count(), s + b.live.spares()));
         prop_assert_eq!(places, (served, carried.spares.len() as u32));
+    }
+
+    #[test]
+    fn what_does_not_contradict_itself_needs_no_mending(workers in workers(3)) {
+        let (mut taken, mut faults) = (Descriptors::default(), Faults::default());
+        for worker in workers {
+            prop_assert_eq!(&worker.clone().mended(&mut taken, &mut faults), &worker);
+            prop_assert!(worker.descriptors().into_iter().all(|fd| taken.add(fd).is_err()));
+        }
+        prop_assert_eq!(faults, Faults::default());
     }
 
     #[test]
@@ -331,6 +342,20 @@ fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
         let told = refused.unwrap_err().to_string();
         assert!(told.contains(why), "{told}");
     }
+    for (why, spoil) in cases {
+        let (mut carried, mut table) = (right.clone(), all(&right));
+        spoil(&mut carried, &mut table);
+        carried.sessions = row(&table);
+        let spoilt = carried.descriptors();
+        let (mut taken, mut faults) = (Descriptors::default(), Faults::default());
+        let mended = carried.mended(&mut taken, &mut faults);
+        assert_eq!(check(&mended), Ok(()), "{why}");
+        assert_eq!(mended.sessions.len() + faults.cut, 2, "{why}: {faults:?}");
+        assert!(faults.cut == 0 || !faults.reasons.is_empty(), "{why}: {faults:?}");
+        assert!(mended.descriptors().into_iter().all(|fd| taken.add(fd).is_err()), "{why}");
+        let open = |all: Vec<RawFd>| all.into_iter().filter(|fd| *fd >= 0).collect::<BTreeSet<_>>();
+        assert_eq!(open(mended.descriptors()), open(spoilt), "{why}: who is let go is closed");
+    }
     let table_of = |worker: &CarriedWorker| worker.sessions.clone().into_bytes().to_vec();
     for (why, head, bytes) in [
         ("bytes are left over", 2, [&table_of(&right)[..], &[0]].concat()),
@@ -340,8 +365,12 @@ fn what_contradicts_itself_is_refused_and_no_descriptor_is_touched() {
     ] {
         let mut carried = right.clone();
         carried.sessions = postcard::from_bytes::<CarriedSessions>(&[head]).unwrap().behind(bytes.into());
-        let told = assemble(carried).0.unwrap_err().to_string();
+        let told = assemble(carried.clone()).0.unwrap_err().to_string();
         assert!(told.contains(why), "{told}");
+        let (mut taken, mut faults) = (Descriptors::default(), Faults::default());
+        let mended = carried.mended(&mut taken, &mut faults);
+        assert_eq!((check(&mended), faults.reasons.len()), (Ok(()), 1), "{faults:?}");
+        assert_eq!(mended.sessions.len() + faults.cut, usize::from(head), "{why}: {faults:?}");
     }
     let _alone = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
     let open = right.descriptors();

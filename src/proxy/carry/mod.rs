@@ -8,6 +8,7 @@ mod check;
 mod descriptors;
 #[cfg(test)]
 mod laws;
+mod mend;
 mod names;
 mod picture;
 mod sessions;
@@ -21,6 +22,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 use bytes::Bytes;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -30,6 +32,7 @@ use super::session::{SpareUse, State};
 
 pub use assemble::{Assembled, Unfit};
 pub use descriptors::Descriptors;
+pub use mend::Faults;
 pub use names::{Names, Resolved, Spelled, recall};
 pub use picture::Written;
 pub use sessions::CarriedSessions;
@@ -221,6 +224,11 @@ pub struct CarriedStock {
     /// That is for want of places.
     pub full: bool,
 }
+
+/// Makes a system call; again where the kernel lacks something and there is time.
+pub type Persist<'a> = &'a (dyn Fn(&mut dyn FnMut() -> Result<(), Errno>) -> Result<(), Errno> + Sync);
+/// Once: there is somebody to go back to.
+pub const ONCE: Persist<'static> = &|attempt| attempt();
 
 impl CarriedWorker {
     /// A worker that was [written](Written).

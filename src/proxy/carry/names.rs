@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::CarriedWorker;
 use super::assemble::Unfit;
+use super::{CarriedSession, CarriedWorker};
 use crate::snapshot::{BackendCell, Cells, ListenerCell, PoolCell, Snapshot};
 use crate::words::{Address, BackendName, BackendRef, ListenerName, PoolName};
 
@@ -98,24 +98,29 @@ impl Names {
         Some(BackendRef { pool, backend: backend.name.0.clone() })
     }
 
-    /// The cells behind the names.
-    ///
-    /// # Errors
-    /// One is not there, which [`recall`] sees to.
-    pub fn cells(&self, cells: &Cells) -> Result<Resolved, Unfit> {
-        let unknown = |what: &str, name: &dyn Display| Unfit(format!("no {what} is known by the name of {name}"));
-        let listener =
-            |l: &NamedListener| cells.listener(&l.name.0).cloned().ok_or_else(|| unknown("listener", &l.name.0));
-        let pool = |p: &NamedPool| cells.pool(&p.name.0).cloned().ok_or_else(|| unknown("pool", &p.name.0));
-        let backend = |b: &NamedBackend| {
-            let reference = self.reference(b).ok_or_else(|| unknown("pool", &b.pool))?;
-            cells.backend(&reference, &b.address.0).cloned().ok_or_else(|| unknown("backend", &reference))
-        };
-        Ok(Resolved {
-            listeners: self.listeners.iter().map(listener).collect::<Result<_, _>>()?,
-            pools: self.pools.iter().map(pool).collect::<Result<_, _>>()?,
-            backends: self.backends.iter().map(backend).collect::<Result<_, _>>()?,
-        })
+    /// The cells behind the names. One that is not there, which [`recall`] sees to, is missed by whoever needs it.
+    pub fn cells(&self, cells: &Cells) -> Resolved {
+        let backend = |b: &NamedBackend| cells.backend(&self.reference(b)?, &b.address.0).cloned();
+        Resolved {
+            listeners: self.listeners.iter().map(|l| cells.listener(&l.name.0).cloned()).collect(),
+            pools: self.pools.iter().map(|p| cells.pool(&p.name.0).cloned()).collect(),
+            backends: self.backends.iter().map(backend).collect(),
+        }
+    }
+
+    /// Whether a backend has this number, and a pool.
+    pub(super) fn has_backend(&self, number: u32) -> bool {
+        self.backends.get(number as usize).is_some_and(|backend| (backend.pool as usize) < self.pools.len())
+    }
+
+    /// Whether all that a session names is here.
+    pub(super) fn know(&self, session: &CarriedSession) -> Result<(), Unfit> {
+        let CarriedSession { key, listener, pool, backend, tried, send_proxy, .. } = session;
+        let known = (*listener as usize) < self.listeners.len()
+            && (*pool as usize) < self.pools.len()
+            && backend.iter().chain(tried).all(|backend| self.has_backend(*backend))
+            && send_proxy.is_none_or(|version| (1..=2).contains(&version));
+        if known { Ok(()) } else { Err(Unfit(format!("session {key} names what nobody knows"))) }
     }
 
     /// Takes the names of another worker in; where its numbers are here.
@@ -145,9 +150,9 @@ fn places<T, K: Hash + Eq>(all: &mut Vec<T>, others: impl Iterator<Item = T>, ke
 
 /// Cells by number.
 pub struct Resolved {
-    listeners: Vec<Arc<ListenerCell>>,
-    pools: Vec<Arc<PoolCell>>,
-    backends: Vec<Arc<BackendCell>>,
+    listeners: Vec<Option<Arc<ListenerCell>>>,
+    pools: Vec<Option<Arc<PoolCell>>>,
+    backends: Vec<Option<Arc<BackendCell>>>,
 }
 
 impl Resolved {
@@ -164,8 +169,8 @@ impl Resolved {
     }
 }
 
-fn one_of<T>(all: &[Arc<T>], what: &str, number: u32) -> Result<Arc<T>, Unfit> {
-    let named = all.get(number as usize).cloned();
+fn one_of<T>(all: &[Option<Arc<T>>], what: &str, number: u32) -> Result<Arc<T>, Unfit> {
+    let named = all.get(number as usize).cloned().flatten();
     named.ok_or_else(|| Unfit(format!("{what} number {number} has no name; there are {}", all.len())))
 }
 

@@ -32,7 +32,7 @@ impl CarriedSessions {
         self.bytes
     }
 
-    #[cfg(test)]
+    /// How many they should be.
     pub(super) fn len(&self) -> usize {
         self.count as usize
     }

@@ -217,6 +217,12 @@ impl Worker {
         self.due.len()
     }
 
+    /// What became of this session is not known: it is over.
+    fn cut_unclear(&mut self, key: usize) {
+        self.due.retain(|(of, _)| *of != key);
+        self.due.push((key, Next::End(Cause::Proxy, Phase::Data)));
+    }
+
     /// The first thing in a turn after a pause: what could not be decided meanwhile.
     pub(in crate::proxy) fn make_up_for(&mut self) {
         for (key, next) in mem::take(&mut self.due) {
@@ -272,6 +278,8 @@ impl<'a> Roster<'a> {
     /// Of workers that are ready.
     pub fn of_assembled(workers: &'a mut [Assembled]) -> Self {
         let anew = workers.iter().any(|worker| worker.anew);
+        // Where not all are, what was told of the others is known of nobody either.
+        workers.iter_mut().filter(|worker| anew && !worker.anew).for_each(|worker| worker.worker().deafened = true);
         Self::of(workers.iter_mut().map(Assembled::worker).collect(), anew)
     }
 
@@ -282,27 +290,41 @@ impl<'a> Roster<'a> {
         Self { places: all.collect(), workers, anew }
     }
 
-    /// Has them know what became of the sessions of each of the workers that had a stand-in.
-    ///
-    /// # Errors
-    /// That cannot be.
-    pub fn catch_up(&mut self, meanwhile: Vec<Meanwhile>) -> Result<(), Unfit> {
+    /// Has them know what became of the sessions of each of the workers that had a stand-in. Where that cannot be, `else_back` is called
+    /// first; if it returns, nobody knows better, and a session of which it is so is over, or all of them where it is not known of
+    /// which. Returns how many are.
+    pub fn catch_up(&mut self, meanwhile: Vec<Meanwhile>, else_back: &dyn Fn(String)) -> usize {
+        let mut cut = 0;
+        let let_go = self.workers.iter().flat_map(|worker| &worker.retired).map(AsRawFd::as_raw_fd);
+        let let_go: BTreeSet<RawFd> = let_go.collect();
         for (n, Meanwhile { turns, unheard }) in meanwhile.into_iter().enumerate() {
             for turn in turns {
-                let place = self.places.remove(&turn.client.fd); // a second one is not there
-                let (worker, key) = place.ok_or_else(|| Unfit("a session has had a turn and is not there".into()))?;
-                self.workers[worker].take_turn(key, turn)?;
+                let Some((worker, key)) = self.places.remove(&turn.client.fd) else {
+                    if let_go.contains(&turn.client.fd) {
+                        continue; // it was cut by whoever took over
+                    }
+                    else_back("a session has had a turn and is not there".into()); // or it has had two
+                    return self.lose_track();
+                };
+                let worker = &mut self.workers[worker];
+                if let Err(unfit) = worker.take_turn(key, turn) {
+                    else_back(unfit.0);
+                    worker.cut_unclear(key);
+                    cut += 1;
+                }
             }
-            if !self.anew {
-                let worker = self.workers.get_mut(n).ok_or_else(|| Unfit(format!("there is no worker {n}")))?;
-                worker.unheard.extend(unheard);
+            match self.workers.get_mut(n) {
+                Some(worker) if !self.anew => worker.unheard.extend(unheard),
+                Some(_) => {} // it is told again
+                None if self.anew => {}
+                None => else_back(format!("there is no worker {n}")),
             }
         }
-        Ok(())
+        cut
     }
 
     /// The stand-in is lost, with what it knew. Returns how many sessions are over by that.
-    pub fn lose_track(self) -> usize {
-        self.workers.into_iter().map(Worker::lose_track).sum()
+    pub fn lose_track(&mut self) -> usize {
+        self.workers.iter_mut().map(|worker| worker.lose_track()).sum()
     }
 }

@@ -8,7 +8,7 @@ use super::laws;
 use super::world::{Due, WORKERS, World, at};
 use crate::daemon::event::{AskId, Event, TookOver};
 use crate::daemon::supervisor::{CarriedSupervisor, Supervisor};
-use crate::daemon::upgrade::Target;
+use crate::daemon::upgrade::{Reserve, Target};
 use crate::observe::json;
 use crate::snapshot::{BackendCell, Cells};
 
@@ -32,7 +32,7 @@ pub struct Ends {
 impl World {
     pub(super) fn try_program(&mut self, ask: AskId) {
         let file = File::open("/dev/null").expect("it is everywhere");
-        let target = Target { file, path: "/usr/sbin/lbd".into(), version: "1".into() };
+        let target = Target { file, path: "/usr/sbin/lbd".into(), version: "1".into(), reserve: Reserve::default() };
         let is_fit = self.chance.happens(85);
         self.ends.unfit += u32::from(!is_fit);
         let result = if is_fit { Ok(target) } else { Err("is a script".into()) };

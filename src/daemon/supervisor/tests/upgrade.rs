@@ -6,7 +6,7 @@ use super::*;
 use crate::control::{Earnest, Upgrade};
 use crate::daemon::event::TookOver;
 use crate::daemon::supervisor::CarriedSupervisor;
-use crate::daemon::upgrade::Target as Program;
+use crate::daemon::upgrade::{Reserve, Target as Program};
 use crate::snapshot::Cells;
 use crate::words::{Generation, Health};
 
@@ -20,7 +20,8 @@ fn upgrade(earnest: Earnest) -> Request {
 }
 
 fn fit() -> Result<Program, String> {
-    Ok(Program { file: File::open("/dev/null").unwrap(), path: "/usr/sbin/lbd".into(), version: "2".into() })
+    let (file, reserve) = (File::open("/dev/null").unwrap(), Reserve::default());
+    Ok(Program { file, path: "/usr/sbin/lbd".into(), version: "2".into(), reserve })
 }
 
 fn refusal(actions: &[Action]) -> Option<&str> {

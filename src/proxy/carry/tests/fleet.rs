@@ -12,7 +12,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::Config;
-use crate::proxy::carry::{Assembled, CarriedWorker, Meanwhile, Roster, Written, recall, share_out};
+use crate::proxy::carry::{Assembled, CarriedWorker, Meanwhile, ONCE, Roster, Written, recall, share_out};
 use crate::proxy::testing::address;
 use crate::proxy::tests::PATIENCE;
 use crate::proxy::{Command, Limits, Line, Outcome, Setup, Worker, bind, line};
@@ -137,8 +137,8 @@ impl Fleet {
         let carried = share_out(carried, count).unwrap();
         let (around, setups) = Around::of(file, count, &carried);
         let assembled = setups.into_iter().zip(carried).map(|(setup, it)| {
-            let cells = it.names.cells(&around.cells).unwrap();
-            Worker::assemble(setup, it, &cells).unwrap()
+            let cells = it.names.cells(&around.cells);
+            Worker::assemble(setup, it, &cells, ONCE).unwrap()
         });
         let assembled = assembled.collect();
         Successor { around, assembled }
@@ -160,7 +160,7 @@ impl Fleet {
         let (parked, told) = standing_in.end();
         let before = self.around.alive();
         parked.into_iter().for_each(part_with);
-        roster.catch_up(told.clone()).unwrap();
+        assert_eq!(roster.catch_up(told.clone(), &|why| panic!("{why}")), 0);
         assert_eq!(around.alive(), before);
         self.around = around; // the former inboxes close, as an exec closes them
         self.run(assembled.into_iter().map(Assembled::commit).collect());

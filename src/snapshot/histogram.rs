@@ -1,7 +1,10 @@
 //! A log-linear histogram of durations: eight buckets a power of two, so a percentile is right within
-//! 6 %, from a microsecond to 38 hours, in 2.3 KB. One thread writes it, any thread may read it.
+//! 6 %, from a microsecond to 38 hours, in 2.3 KB, which it takes with the first duration. One thread writes it, any
+//! thread may read it.
 
+use std::array;
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::counters::Count;
@@ -12,8 +15,10 @@ const OCTAVES: usize = 35;
 const BUCKETS: usize = SUB * OCTAVES;
 
 /// Counts of durations, by size.
+#[derive(Default)]
 pub struct Histogram {
-    buckets: Box<[Count]>,
+    /// Absent until something is recorded: most of many thousand backends have never served a session of a given worker.
+    buckets: OnceLock<Box<[Count; BUCKETS]>>,
 }
 
 /// What a histogram, or the sum of several, says.
@@ -33,41 +38,38 @@ pub struct Percentile {
     pub max: u64,
 }
 
-impl Default for Histogram {
-    fn default() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| Count::default()).collect() }
-    }
-}
-
 impl Histogram {
     /// Records one duration. Only the thread that owns the histogram may call it.
     pub fn record(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.buckets[bucket(micros)].add(1);
+        self.own()[bucket(micros)].add(1);
+    }
+
+    fn own(&self) -> &[Count; BUCKETS] {
+        self.buckets.get_or_init(|| Box::new(array::from_fn(|_| Count::default())))
+    }
+
+    fn sum<'a>(parts: impl Iterator<Item = &'a Self>) -> [u64; BUCKETS] {
+        let mut sum = [0u64; BUCKETS];
+        for buckets in parts.filter_map(|part| part.buckets.get()) {
+            sum.iter_mut().zip(&**buckets).for_each(|(total, bucket)| *total += bucket.read());
+        }
+        sum
     }
 
     /// The filled buckets of several histograms taken together: which, and how many it holds.
     pub(super) fn filled<'a>(parts: impl Iterator<Item = &'a Histogram>) -> Vec<(u16, u64)> {
-        let mut sum = [0u64; BUCKETS];
-        for part in parts {
-            sum.iter_mut().zip(&part.buckets).for_each(|(total, bucket)| *total += bucket.read());
-        }
-        (0u16..).zip(sum).filter(|(_, n)| *n > 0).collect()
+        (0u16..).zip(Self::sum(parts)).filter(|(_, n)| *n > 0).collect()
     }
 
     /// Adds what another histogram holds; a bucket that is unknown here counts as the longest.
     pub(super) fn fill(&self, filled: &[(u16, u64)]) {
-        filled.iter().for_each(|(bucket, n)| self.buckets[usize::from(*bucket).min(BUCKETS - 1)].add(*n));
+        filled.iter().for_each(|(bucket, n)| self.own()[usize::from(*bucket).min(BUCKETS - 1)].add(*n));
     }
 
     /// The percentiles of several histograms taken together.
     pub fn percentiles<'a>(parts: impl Iterator<Item = &'a Histogram>) -> Percentile {
-        let mut sum = [0u64; BUCKETS];
-        for part in parts {
-            for (total, bucket) in sum.iter_mut().zip(&part.buckets) {
-                *total += bucket.read();
-            }
-        }
+        let sum = Self::sum(parts);
         let count = sum.iter().sum();
         let at = |share: f64| {
             let rank = ((count as f64 * share).ceil() as u64).max(1);
@@ -132,6 +134,15 @@ mod tests {
         for (got, want) in [(p.p50, 50_000), (p.p90, 90_000), (p.p99, 99_000), (p.max, 100_000)] {
             assert!(got >= want && got <= want + want / 8, "{got} for {want}");
         }
+    }
+
+    #[test]
+    fn what_nobody_has_used_takes_next_to_nothing() {
+        assert!(size_of::<super::super::BackendShard>() <= 128);
+        let histogram = Histogram::default();
+        histogram.fill(&[]);
+        assert_eq!(Histogram::filled(std::iter::once(&histogram)), []);
+        assert!(histogram.buckets.get().is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Builds the picture from what the operator asked for and what is known of each backend. Who is
 //! eligible is decided here, once a change, so that a session's choice need not ask.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::cells::{BackendCell, Cells};
 use super::model::{Backend, Listener, Pool, Revision, Snapshot};
 use crate::balance::{Balancer, Candidate};
 use crate::config::{self, Config};
-use crate::words::{AdminState, BackendRef, Generation, Health, PoolName};
+use crate::words::{Address, AdminState, Algorithm, BackendRef, Generation, Health, PoolName};
 
 /// What is known of a backend beside the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,17 +49,69 @@ pub fn build(
             }))
         })
         .collect();
-    let by_address: HashMap<_, _> =
-        listeners.iter().flat_map(|l| l.addresses.iter().map(|a| (a.clone(), Arc::clone(l)))).collect();
     Snapshot {
         generation,
         revision,
+        by_address: by_address(&listeners),
         listeners,
         pools,
         removed_timeout: config.removed_timeout,
         log: config.log.connections,
-        by_address,
     }
+}
+
+fn by_address(listeners: &[Arc<Listener>]) -> HashMap<Address, Arc<Listener>> {
+    listeners.iter().flat_map(|l| l.addresses.iter().map(|a| (a.clone(), Arc::clone(l)))).collect()
+}
+
+/// The snapshot that follows where only what is known of some backends has changed, these cells: all pools but theirs are
+/// shared with the one before, and of theirs the other backends are not asked about.
+pub fn update<'a>(
+    (generation, revision): (Generation, Revision),
+    changed: impl Iterator<Item = &'a Arc<BackendCell>>,
+    facts: impl Fn(&BackendCell) -> BackendFacts,
+    previous: &Snapshot,
+) -> Snapshot {
+    let mut changed_pools: BTreeMap<&PoolName, HashMap<*const BackendCell, BackendFacts>> = BTreeMap::new();
+    for cell in changed {
+        changed_pools.entry(&cell.reference.pool).or_default().insert(Arc::as_ptr(cell), facts(cell));
+    }
+    let pools: Vec<Arc<Pool>> = (previous.pools.iter())
+        .map(|pool| match changed_pools.get(&pool.cell.name) {
+            Some(facts) => Arc::new(pool_with(pool, facts)),
+            None => Arc::clone(pool),
+        })
+        .collect();
+    let listeners: Vec<Arc<Listener>> = (previous.listeners.iter())
+        .map(|listener| match pools.binary_search_by(|p| p.cell.name.cmp(&listener.pool.cell.name)) {
+            Ok(at) if !Arc::ptr_eq(&pools[at], &listener.pool) => {
+                Arc::new(Listener { pool: Arc::clone(&pools[at]), ..Listener::clone(listener) })
+            }
+            _ => Arc::clone(listener),
+        })
+        .collect();
+    Snapshot {
+        generation,
+        revision,
+        by_address: by_address(&listeners),
+        listeners,
+        pools,
+        removed_timeout: previous.removed_timeout,
+        log: previous.log,
+    }
+}
+
+fn pool_with(previous: &Pool, facts: &HashMap<*const BackendCell, BackendFacts>) -> Pool {
+    let mut backends = previous.backends.clone();
+    for backend in &mut backends {
+        if let Some(BackendFacts { health, admin }) = facts.get(&Arc::as_ptr(&backend.cell)) {
+            (backend.health, backend.admin) = (*health, *admin);
+        }
+    }
+    let eligible = eligible(&backends);
+    let awaits_verdict = awaits_verdict(&backends, &eligible);
+    let balancer = balancer(previous.balance, &backends, &eligible, Some(previous));
+    Pool { backends, eligible, awaits_verdict, balancer, ..previous.clone() }
 }
 
 fn pool(
@@ -88,19 +140,8 @@ fn pool(
         })
         .collect();
     let eligible = eligible(&backends);
-    let awaits_verdict = eligible.is_empty() && backends.iter().any(awaits_verdict);
-    let balancer = previous
-        .and_then(|p| p.pool(name))
-        .filter(|p| p.balance == asked.balance && same_candidates(p, &backends, &eligible))
-        .map(|p| Arc::clone(&p.balancer))
-        .unwrap_or_else(|| {
-            let candidates: Vec<_> = eligible
-                .iter()
-                .map(|&i| &backends[usize::from(i)])
-                .map(|b| Candidate { name: b.cell.reference.backend.as_str(), weight: b.weight })
-                .collect();
-            Arc::new(Balancer::new(asked.balance, &candidates))
-        });
+    let awaits_verdict = awaits_verdict(&backends, &eligible);
+    let balancer = balancer(asked.balance, &backends, &eligible, previous.and_then(|p| p.pool(name)).map(|p| &**p));
     Some(Pool {
         cell: Arc::clone(cells.pool(name)?),
         balance: asked.balance,
@@ -118,6 +159,26 @@ fn pool(
     })
 }
 
+fn balancer(
+    balance: Algorithm,
+    backends: &[Backend],
+    eligible: &[u16],
+    previous: Option<&Pool>,
+) -> Arc<Balancer> {
+    if let Some(previous) = previous
+        && previous.balance == balance
+        && same_candidates(previous, backends, eligible)
+    {
+        return Arc::clone(&previous.balancer);
+    }
+    let candidates: Vec<_> = eligible
+        .iter()
+        .map(|&i| &backends[usize::from(i)])
+        .map(|b| Candidate { name: b.cell.reference.backend.as_str(), weight: b.weight })
+        .collect();
+    Arc::new(Balancer::new(balance, &candidates))
+}
+
 /// Who may be chosen: enabled, of some weight, and up or unchecked. Backups count only while no other is left.
 fn eligible(backends: &[Backend]) -> Vec<u16> {
     let tier = |backup: bool| -> Vec<u16> {
@@ -131,9 +192,10 @@ fn eligible(backends: &[Backend]) -> Vec<u16> {
     if primary.is_empty() { tier(true) } else { primary }
 }
 
-/// Whether the next probe may make it eligible: sessions then wait for its verdict rather than being refused.
-fn awaits_verdict(backend: &Backend) -> bool {
-    is_wanted(backend) && backend.health == Health::Unproven
+/// Whether nobody may be chosen yet, and the next probe may change that: sessions then wait for its verdict rather than being
+/// refused.
+fn awaits_verdict(backends: &[Backend], eligible: &[u16]) -> bool {
+    eligible.is_empty() && backends.iter().any(|b| is_wanted(b) && b.health == Health::Unproven)
 }
 
 fn is_wanted(backend: &Backend) -> bool {
@@ -141,11 +203,11 @@ fn is_wanted(backend: &Backend) -> bool {
 }
 
 fn same_candidates(previous: &Pool, backends: &[Backend], eligible: &[u16]) -> bool {
-    let key = |b: &Backend| (b.cell.reference.backend.clone(), b.weight);
-    let of = |all: &[Backend], positions: &[u16]| -> Vec<_> {
-        positions.iter().map(|&i| key(&all[usize::from(i)])).collect()
-    };
-    of(&previous.backends, &previous.eligible) == of(backends, eligible)
+    previous.eligible.len() == eligible.len()
+        && previous.eligible.iter().zip(eligible).all(|(&before, &after)| {
+            let (before, after) = (&previous.backends[usize::from(before)], &backends[usize::from(after)]);
+            before.cell.reference.backend == after.cell.reference.backend && before.weight == after.weight
+        })
 }
 
 #[cfg(test)]
@@ -275,6 +337,37 @@ mod tests {
         let three = build((Generation(3), Revision(3)), &changed, &cells, facts, Some(&two));
         assert!(!Arc::ptr_eq(&two.pools[0].balancer, &three.pools[0].balancer));
         assert!(Arc::ptr_eq(&two.pools[0].backends[1].cell, &three.pools[0].backends[1].cell));
+    }
+
+    #[test]
+    fn a_verdict_changes_its_own_pool_alone() {
+        let mut two = config(&[("a", 1, false), ("b", 1, false)], true);
+        let mut other = two.pools.values().next().unwrap().clone();
+        other.backends.iter_mut().zip(["c", "d"]).for_each(|(b, name)| b.name = name.parse().unwrap());
+        two.pools.insert("other".parse().unwrap(), other);
+        let mut cells = Cells::new(1);
+        cells.settle(&two, 1);
+        let known = |down: Option<&'static str>| {
+            move |cell: &BackendCell| {
+                let is_down = down == Some(cell.reference.backend.as_str());
+                BackendFacts { health: if is_down { Health::Down } else { Health::Up }, admin: AdminState::Enabled }
+            }
+        };
+        let before = build((Generation(1), Revision(1)), &two, &cells, known(None), None);
+        let b = cells.backends().filter(|cell| cell.reference.backend.as_str() == "b");
+        let after = update((Generation(1), Revision(2)), b, known(Some("b")), &before);
+        assert_eq!((after.generation, after.revision), (Generation(1), Revision(2)));
+        let (other, web) = (&"other".parse().unwrap(), &"web".parse().unwrap());
+        assert!(Arc::ptr_eq(after.pool(other).unwrap(), before.pool(other).unwrap()));
+        assert_eq!(
+            (&before.pool(web).unwrap().eligible[..], &after.pool(web).unwrap().eligible[..]),
+            (&[0, 1][..], &[0][..])
+        );
+        assert_eq!(after.pool(web).unwrap().backends[1].health, Health::Down);
+        let address = "127.0.0.1:8080".parse().unwrap();
+        for listener in [&after.listeners[0], after.listener_at(&address).unwrap()] {
+            assert!(Arc::ptr_eq(&listener.pool, after.pool(web).unwrap()));
+        }
     }
 
     #[test]

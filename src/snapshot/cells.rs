@@ -193,17 +193,21 @@ pub struct Cells {
     listeners: BTreeMap<ListenerName, Arc<ListenerCell>>,
     pools: BTreeMap<PoolName, Arc<PoolCell>>,
     backends: BTreeMap<(BackendRef, Address), Arc<BackendCell>>,
+    /// Nothing has left the configuration that is still here.
+    complete: bool,
 }
 
 impl Cells {
     /// An empty register for so many workers.
     pub fn new(workers: usize) -> Self {
-        Self { shards: workers, listeners: BTreeMap::new(), pools: BTreeMap::new(), backends: BTreeMap::new() }
+        let (listeners, pools, backends) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { shards: workers, listeners, pools, backends, complete: true }
     }
 
     /// The cell of a listener of former days; `removed` says when it left the configuration then in force. To be called
     /// before the register settles.
     pub fn recall_listener(&mut self, name: &ListenerName, removed: Option<u64>) -> &Arc<ListenerCell> {
+        self.complete = false;
         let new = || Arc::new(listener(name.clone(), self.shards));
         let cell = self.listeners.entry(name.clone()).or_insert_with(new);
         cell.removed.recall(removed);
@@ -222,6 +226,7 @@ impl Cells {
         address: Address,
         removed: Option<u64>,
     ) -> &Arc<BackendCell> {
+        self.complete = false;
         let pool = Arc::clone(self.recall_pool(&reference.pool));
         let new = || Arc::new(backend(reference.clone(), address.clone(), &pool, self.shards));
         let cell = self.backends.entry((reference.clone(), address.clone())).or_insert_with(new);
@@ -254,15 +259,24 @@ impl Cells {
         for ((reference, address), cell) in &self.backends {
             cell.removed.set(present.contains(&(&reference.pool, &reference.backend, address)), now);
         }
+        self.complete = false;
     }
 
     /// Forgets what has left and has no session any more. Only once every worker works by a snapshot without it:
     /// until then one may still take clients in for it, and nobody would count them.
     pub fn forget_empty(&mut self) {
+        if self.complete {
+            return; // asked each second, of thousands
+        }
         self.listeners.retain(|_, cell| cell.removed_since().is_none() || !cell.live.is_empty());
         self.backends.retain(|_, cell| cell.removed_since().is_none() || !cell.live.is_empty());
         let pools: BTreeSet<&PoolName> = self.backends.keys().map(|(reference, _)| &reference.pool).collect();
         self.pools.retain(|name, _| pools.contains(name));
+        let (listeners, backends) = (self.listeners.values(), self.backends.values());
+        self.complete = listeners
+            .map(|cell| cell.removed_since())
+            .chain(backends.map(|cell| cell.removed_since()))
+            .all(|at| at.is_none());
     }
 
     /// The cell of a listener.

@@ -10,7 +10,7 @@ mod histogram;
 mod model;
 mod shared;
 
-pub use build::{BackendFacts, build};
+pub use build::{BackendFacts, build, update};
 pub use carried::CarriedCells;
 pub use cells::{BackendCell, Cells, ListenerCell, Live, PoolCell};
 pub use counters::{BackendShard, Count, ListenerShard, Padded};

@@ -34,7 +34,7 @@ pub struct Snapshot {
 }
 
 /// Where clients come in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// Identity and counters.
     pub cell: Arc<ListenerCell>,
@@ -53,7 +53,7 @@ pub struct Listener {
 }
 
 /// Who serves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pool {
     /// Identity and tickets.
     pub cell: Arc<PoolCell>,

@@ -50,7 +50,9 @@ fn the_sections_absent_by_default_are_shown_with_their_own_defaults() {
             let bare = line.trim_start().trim_start_matches("# ");
             inside = bare.starts_with(section) || inside && line.trim_start().starts_with("#   ");
             // Where a backend's own port is probed and no bytes are exchanged, the key is an example, not a default.
-            let example = ["port:", "send:", "expect:"].iter().any(|key| bare.trim_start().starts_with(key));
+            let example = ["port:", "send:", "send_hex:", "expect:", "expect_hex:"]
+                .iter()
+                .any(|key| bare.trim_start().starts_with(key));
             let shown = if inside && !example { line.replacen("# ", "", 1) } else { line.into() };
             text.push_str(&shown);
             text.push('\n');

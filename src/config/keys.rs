@@ -210,7 +210,9 @@ pub static HEALTH_CHECK: Keys = Keys {
         value("jitter"),
         value("port"),
         value("send"),
+        value("send_hex"),
         value("expect"),
+        value("expect_hex"),
     ],
     later: &[],
     synonyms: &[

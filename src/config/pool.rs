@@ -2,14 +2,15 @@
 //! together with listeners, in `cross.rs`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::defaults;
 use super::file::{Node, Value};
 use super::keys;
 use super::model::{Backend, Pool, Queue};
 use super::place;
-use super::reader::{Element, Item, Path, Placed, Plain, Reader};
-use super::value::{MILLISECOND, boolean, bytes, duration, found, limit, number, number32, one_of, percent};
+use super::reader::{Element, Fields, Item, Path, Placed, Plain, Reader};
+use super::value::{MILLISECOND, boolean, bytes, duration, found, hex, limit, number, number32, one_of, percent};
 use crate::words::{Address, Algorithm, BackendName, CheckSpec, PoolName, ProxyVersion, Weight};
 
 /// A pool as far as it could be read.
@@ -164,8 +165,8 @@ fn health_check(r: &mut Reader, item: Item<'_>) -> Option<CheckSpec> {
     Some(CheckSpec {
         port: r.optional(&fields, "port", Plain(port)),
         send_proxy: None, // the pool's, which sets it
-        send: r.optional(&fields, "send", Plain(bytes)),
-        expect: r.optional(&fields, "expect", Plain(bytes)),
+        send: text_or_hex(r, &fields, "send", "send_hex"),
+        expect: text_or_hex(r, &fields, "expect", "expect_hex"),
         interval: usual,
         fast_interval: r.optional(&fields, "fast_interval", interval()).unwrap_or(usual),
         down_interval: r.optional(&fields, "down_interval", interval()).unwrap_or(usual),
@@ -174,6 +175,13 @@ fn health_check(r: &mut Reader, item: Item<'_>) -> Option<CheckSpec> {
         fall: r.optional(&fields, "fall", Plain(number32(1, 1000))).unwrap_or(defaults::FALL),
         jitter: r.optional(&fields, "jitter", Plain(percent)).unwrap_or(defaults::JITTER),
     })
+}
+
+/// Bytes that are written in one of two ways.
+fn text_or_hex(r: &mut Reader, fields: &Fields<'_>, text: &'static str, in_hex: &'static str) -> Option<Arc<[u8]>> {
+    let written = r.optional(fields, text, Plain(bytes));
+    let both = fields.has(text).then(|| format!("{text} says what these bytes are already; remove one of the two"));
+    written.or(r.optional(fields, in_hex, Plain(|node: &Node| both.map_or_else(|| hex(node), Err))))
 }
 
 fn check_type(node: &Node) -> Result<(), String> {

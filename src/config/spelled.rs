@@ -1,6 +1,7 @@
 //! A checked configuration spelled as the file spells it, key by key: what a difference shows. Every field of the model
 //! stands here once; a key left out here would change without anybody being told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::model::{Backend, Config, Keepalive, Listener, Pool, Workers};
@@ -62,8 +63,10 @@ pub(super) fn pool(pool: &Pool) -> Keyed {
 
 fn check(spec: Option<&CheckSpec>) -> Keyed {
     let show = |value: &dyn Fn(&CheckSpec) -> String| spec.map_or("none".into(), value);
-    let quoted = |bytes: &Option<Vec<u8>>| {
-        bytes.as_ref().map_or("none".into(), |bytes| format!("{:?}", String::from_utf8_lossy(bytes)))
+    let quoted = |bytes: &Option<Arc<[u8]>>| match bytes.as_deref().map(|bytes| (bytes, str::from_utf8(bytes))) {
+        None => "none".into(),
+        Some((_, Ok(text))) => format!("{text:?}"),
+        Some((bytes, Err(_))) => bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
     };
     vec![
         ("health_check.port", show(&|c| or_none(c.port.as_ref()))),

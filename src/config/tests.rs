@@ -231,6 +231,21 @@ const VALUES: &[Row] = &[
         ],
     ),
     (&[("timeout: 1s", "send: PING\\r\\n")], &[("11:41", "pools.web.health_check.send", "write \"PING\\r\\n\"")]),
+    (
+        &[("timeout: 1s", "send: \"\\x16\\x80\"")],
+        &[("11:41", "pools.web.health_check.send", "\"\\x80\" would be two bytes")],
+    ),
+    (&[("timeout: 1s", "expect: \"\\xff\"")], &[("11:43", "pools.web.health_check.expect", "expect_hex")]),
+    (&[("timeout: 1s", "send_hex: 1 603")], &[("11:45", "pools.web.health_check.send_hex", "two for each")]),
+    (
+        &[("timeout: 1s", "send_hex: 1g")],
+        &[("11:45", "pools.web.health_check.send_hex", "'g' is no hexadecimal digit")],
+    ),
+    (&[("timeout: 1s", "expect_hex: \" \"")], &[("11:47", "pools.web.health_check.expect_hex", "remove the key")]),
+    (
+        &[("timeout: 1s", "send: a, send_hex: 61")],
+        &[("11:54", "pools.web.health_check.send_hex", "send says what these bytes are already")],
+    ),
     (&[("timeout: 1s", "expect: \"\"")], &[("11:43", "pools.web.health_check.expect", "remove the key")]),
     (&[("{ interval: 2s, timeout: 1s }", "true")], &[("11:19", "pools.web.health_check", "found true")]),
     (
@@ -546,6 +561,25 @@ fn a_problem_is_shown_with_its_line() {
     );
     let shown = render(&problems, "lbd.yaml", text.as_bytes(), false);
     assert!(shown.contains("lbd.yaml:12:16") && shown.contains("drain_timeout: 30") && shown.contains("^^"), "{shown}");
+}
+
+#[test]
+fn a_check_may_send_and_expect_any_bytes() {
+    for (written, send) in [
+        ("send_hex: \"16 03 ff 00\"", &[0x16, 3, 0xff, 0][..]),
+        ("send_hex: 1603FF00", &[0x16, 3, 0xff, 0]),
+        ("send: \"\\x16\\x7f\\0\"", &[0x16, 0x7f, 0]),
+        ("send: 'é'", "é".as_bytes()),
+        ("send: \"\\u20ac\"", "€".as_bytes()),
+    ] {
+        let text = format!(
+            "listeners: {{ web: {{ bind: 0.0.0.0:80, pool: web }} }}\n\
+             pools: {{ web: {{ backends: {{ a: 10.0.0.1:1 }}, health_check: {{ {written} }} }} }}"
+        );
+        let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{written}: {problems:?}"));
+        let check = config.pools.values().next().and_then(|pool| pool.health_check.clone()).unwrap();
+        assert_eq!(check.send.as_deref(), Some(send), "{written}");
+    }
 }
 
 #[test]

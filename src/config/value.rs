@@ -1,6 +1,7 @@
 //! What one value means: numbers, durations, sizes, shares, bytes. Strict, because a lenient reading of `5` or `64k` is
 //! a guess; and each refusal says what to write, because the reader of the message is not the reader of the manual.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::file::{Node, Style, Text, Value};
@@ -365,8 +366,8 @@ pub(super) fn mode(node: &Node) -> Result<u32, String> {
 /// The most bytes a probe sends or expects.
 const MAX_PROBE: usize = 4096;
 
-/// What a probe sends or expects.
-pub(super) fn bytes(node: &Node) -> Result<Vec<u8>, String> {
+/// What a probe sends or expects, as a text.
+pub(super) fn bytes(node: &Node) -> Result<Arc<[u8]>, String> {
     let scalar = scalar(node, "a text in double quotes, such as \"PING\\r\\n\"")?;
     let text = &scalar.text;
     if text.is_empty() {
@@ -379,5 +380,33 @@ pub(super) fn bytes(node: &Node) -> Result<Vec<u8>, String> {
     {
         return Err(format!("backslashes are read as escapes in double quotes only; write \"{}\"", clip(text)));
     }
-    Ok(text.as_bytes().to_vec())
+    // "\x80" is a character in YAML, U+0080, which is two bytes. Nothing tells it from the character itself any more.
+    if let Some(c) = text.chars().find(|c| scalar.style == Style::Escaped && ('\u{80}'..='\u{ff}').contains(c)) {
+        return Err(format!(
+            "\"\\x{:02x}\" would be two bytes, those of a character; write bytes from 80 up in hexadecimal, with send_hex or \
+             expect_hex, and a text that has such characters in single quotes",
+            u32::from(c)
+        ));
+    }
+    Ok(text.as_bytes().into())
+}
+
+/// The same in hexadecimal.
+pub(super) fn hex(node: &Node) -> Result<Arc<[u8]>, String> {
+    let scalar = scalar(node, "bytes in hexadecimal, such as \"16 03 01\"")?;
+    let digits: Vec<char> = scalar.text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    if let Some(c) = digits.iter().find(|c| !c.is_ascii_hexdigit()) {
+        return Err(format!("{c:?} is no hexadecimal digit; write bytes such as \"16 03 01\""));
+    }
+    if digits.is_empty() {
+        return Err("there are no bytes; remove the key or write some, such as \"16 03 01\"".into());
+    }
+    if !scalar.text.split_ascii_whitespace().all(|word| word.len().is_multiple_of(2)) {
+        return Err("a byte has one digit; write two for each, such as \"16 03 01\"".into());
+    }
+    if digits.len() / 2 > MAX_PROBE {
+        return Err(format!("there are {} bytes; write at most {MAX_PROBE}", digits.len() / 2));
+    }
+    let value = |digit: char| digit.to_digit(16).unwrap_or(0) as u8; // each is one
+    Ok(digits.chunks_exact(2).map(|pair| value(pair[0]) << 4 | value(pair[1])).collect())
 }

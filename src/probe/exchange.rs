@@ -162,8 +162,8 @@ mod tests {
         CheckSpec {
             port: None,
             send_proxy: None,
-            send: send.map(Into::into),
-            expect: expect.map(Into::into),
+            send: send.map(|bytes| bytes.as_bytes().into()),
+            expect: expect.map(|bytes| bytes.as_bytes().into()),
             interval: LONG,
             fast_interval: LONG,
             down_interval: LONG,

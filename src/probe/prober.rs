@@ -69,7 +69,7 @@ mod tests {
             port: None,
             send_proxy: None,
             send: None,
-            expect: Some(answer.into()),
+            expect: Some(answer.as_bytes().into()),
             interval: LONG,
             fast_interval: LONG,
             down_interval: LONG,

@@ -1,5 +1,6 @@
 //! What a health check does and when it believes what it saw.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Percent, ProxyVersion};
@@ -12,9 +13,9 @@ pub struct CheckSpec {
     /// The PROXY header that its own port expects before anything else. Another port is taken to expect none.
     pub send_proxy: Option<ProxyVersion>,
     /// Bytes to send once connected.
-    pub send: Option<Vec<u8>>,
+    pub send: Option<Arc<[u8]>>,
     /// Bytes that the answer must begin with.
-    pub expect: Option<Vec<u8>>,
+    pub expect: Option<Arc<[u8]>>,
     /// Time between two probes of a backend that is up and settled.
     pub interval: Duration,
     /// Time between two probes while unproven or in transition.

@@ -138,6 +138,16 @@ pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
     uninterrupted(|| recv(fd.as_raw_fd(), buffer, MsgFlags::empty()))
 }
 
+/// Reads what has come, within bounds, for nobody: a close with something unread would be a reset.
+pub fn hear_out(fd: &OwnedFd) {
+    let mut buffer = [0; 4096];
+    for _ in 0..16 {
+        if !matches!(read(fd, &mut buffer), Ok(1..)) {
+            return;
+        }
+    }
+}
+
 /// True where the peer has ended or broken the connection, and there is nothing to read. Takes nothing out of it.
 pub fn has_ended(fd: &OwnedFd) -> bool {
     !matches!(uninterrupted(|| recv(fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK)), Ok(1) | Err(Errno::EAGAIN))

@@ -1,6 +1,6 @@
 //! Spare connections as the worker carries them out: opened and replaced at the end of a turn, closed when their
 //! backend closes them or must have none, given to sessions. How many there are to be is [`super::stock`]'s to say.
-//! Never read from: what a backend says first is for the session that gets the connection.
+//! Never read from until it is given up: what a backend says first is for the session that gets the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -203,6 +203,8 @@ impl Worker {
         let Spare { fd, backend, .. } = self.spares.take(key, self.now);
         // A child that is just being started may have a copy of it, whose events would be taken for the next one's of this key.
         let _ = self.epoll.delete(&fd);
+        socket::finish_writing(&fd);
+        socket::hear_out(&fd); // a server that speaks first has an end in its log, and no reset
         drop(fd);
         self.release_spare(&backend);
     }

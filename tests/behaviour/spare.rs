@@ -1,8 +1,8 @@
 //! spare_connections: opened ahead, given to one session each, replaced; and none where there must be none.
 
 use std::io::{Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,23 @@ fn what_a_backend_says_first_reaches_the_client_once_and_whole() {
         assert_eq!(&said, b"220 mail");
         echoes(client).unwrap();
     }
+}
+
+/// As a mail server's log would tell it.
+#[test]
+fn a_spare_that_is_given_up_has_an_end_and_no_reset_though_nobody_has_read_what_the_backend_said() {
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&ends);
+    let backend = Backend::start(move |mut socket: Socket| {
+        socket.write_all(b"220 mail\r\n")?;
+        let end = socket.read(&mut [0]).map_err(|e| e.kind());
+        seen.lock().unwrap().push(end);
+        Ok(())
+    });
+    let lbd = Lbd::start(&web(&[("a", &backend)], "spare_connections: 2, spare_max_idle: 100ms"));
+    until("some were given up", || (ends.lock().unwrap().len() >= 6).then_some(()));
+    assert!(ends.lock().unwrap().iter().all(|end| *end == Ok(0)), "{:?}", ends.lock().unwrap());
+    drop(lbd);
 }
 
 #[test]

@@ -109,6 +109,7 @@ const DOORWAYS: &[(&str, &[&str])] = &[
             "proxy/",
             "control/names.rs",
             "control/node.rs",
+            "probe/",
             "control/server.rs",
             "control/socket.rs",
             "daemon/beginning.rs",
@@ -155,10 +156,10 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ),
     ("serde_bytes", &["proxy/carry/mod.rs"]),
     ("serde_json", &["observe/json.rs", "bin/lbtest/report.rs"]),
-    ("slab", &["proxy/worker.rs", "proxy/stock.rs"]), // the tables of sessions and of spares
+    ("slab", &["proxy/worker.rs", "proxy/stock.rs", "probe/prober.rs"]), // the tables of sessions, of spares and of probes
     (
         "socket2",
-        &["control/socket.rs", "probe/exchange.rs", "proxy/adopt.rs", "proxy/door.rs", "bin/lbtest/servers.rs"],
+        &["control/socket.rs", "probe/prober/tests.rs", "proxy/adopt.rs", "proxy/door.rs", "bin/lbtest/servers.rs"],
     ),
     ("strsim", &["config/keys.rs"]),
     // The control plane's runtime; a worker only holds the ends of channels.

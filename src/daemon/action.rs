@@ -10,6 +10,7 @@ use super::supervisor::CarriedSupervisor;
 use super::upgrade::Target;
 use crate::config::{Control, LogLevel};
 use crate::control::Reply;
+use crate::probe::Outlook;
 use crate::proxy::{Sessions, Unaccepted};
 use crate::snapshot::Snapshot;
 use crate::words::{Address, CheckSpec};
@@ -35,8 +36,8 @@ pub enum Action {
     },
     /// End sessions now.
     Cut(Sessions),
-    /// Probe a backend once; answered by `Probed` or `NotProbed`.
-    Probe(BackendKey, CheckSpec),
+    /// Probe a backend once; answered by `Probed` or `NotProbed`, after `ProbeBegan` where it must wait for its turn.
+    Probe(BackendKey, CheckSpec, Outlook),
     /// Write the operators' decisions down, in place of those before; answered by `Kept` with this number. Only where
     /// there is a folder to keep them in.
     Keep(u64, Vec<Decision>),

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -179,9 +180,9 @@ impl Effects {
                 self.change(&doors, revision);
             }
             Action::Cut(which) => self.tell_all(|| Command::Cut(which.clone())),
-            Action::Probe(key, spec) => {
-                let address = key.1.clone();
-                self.prober.start(key, address, spec);
+            Action::Probe(key, spec, outlook) => {
+                let (pool, address) = (key.0.pool.clone(), key.1.clone());
+                self.prober.start(key, &pool, address, spec, outlook, Instant::now());
             }
             Action::Keep(number, decisions) => {
                 if let Some(keeper) = &self.keeper {
@@ -336,26 +337,25 @@ impl Effects {
         gone
     }
 
-    /// Waits until one of them has gone. Nothing tells of those who wait since before this program took over: they are looked for
-    /// after each event.
-    pub async fn somebody_goes(&mut self) {
-        let asking = &mut self.answers;
-        poll_fn(|cx| {
-            let mut any = false;
-            for asker in asking.values_mut() {
-                if let Asker::Here(answer, _) = asker {
-                    any |= answer.poll_closed(cx).is_ready(); // each is to wake us
-                }
-            }
-            if any { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
-
     /// Leaves nothing behind in the file system.
     pub fn clear_up(&self) {
         self.sockets.clear_up();
     }
+}
+
+/// Waits until one of those who wait has gone. Nothing tells of those who wait since before this program took over: they are
+/// looked for after each event.
+pub async fn somebody_goes(waiting: &mut HashMap<AskId, Asker>) {
+    poll_fn(|cx| {
+        let mut any = false;
+        for asker in waiting.values_mut() {
+            if let Asker::Here(answer, _) = asker {
+                any |= answer.poll_closed(cx).is_ready(); // each is to wake us
+            }
+        }
+        if any { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 fn told(result: Result<(), proxy::Unanswered>) {

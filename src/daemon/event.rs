@@ -127,8 +127,10 @@ pub enum Event {
     Acknowledged(Revision),
     /// A probe of a backend ended: it succeeded, or failed for this reason.
     Probed(BackendKey, Result<(), String>),
-    /// A probe could not be made for want of something of our own.
-    NotProbed(BackendKey),
+    /// A probe could not be made for want of something of our own; says of what, and how to mend it.
+    NotProbed(BackendKey, String),
+    /// A probe that had to wait so long for its turn has begun.
+    ProbeBegan(BackendKey, Duration),
     /// A client's connect to a backend failed.
     DialFailed(BackendKey),
     /// The operators' decisions with this number are on the disk; or why they are not.

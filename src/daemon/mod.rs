@@ -53,14 +53,14 @@ use event::{Event, FileRead, Now, ReloadBy};
 use files::Files;
 use folder::Folder;
 use in_force::InForce;
-use sources::Sources;
+use sources::{Sources, told_by_probe};
 use stall::{Calls, Outside};
 use supervisor::{Facts, Supervisor};
 use upgrade::{Heritage, LONG, or_back, persist};
 
 /// Requests of operators that may wait for the supervisor.
 const ASKS: usize = 64;
-/// Results of probes and dials that may wait for it.
+/// Failed dials that may wait for it.
 const OUTCOMES: usize = 1024;
 /// How long to wait where nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -124,6 +124,10 @@ async fn serve(start: Start, logging: &logging::Logging, ready: impl FnOnce(&Rea
     let mut events = VecDeque::from([first]);
     let mut ready = Some(ready);
     let exit = loop {
+        if let Some(exit) = digest(&mut supervisor, &mut effects, &mut sources, &mut events) {
+            break exit;
+        }
+        events.extend(effects.prober.drive(Instant::now()).into_iter().map(told_by_probe));
         if let Some(exit) = digest(&mut supervisor, &mut effects, &mut sources, &mut events) {
             break exit;
         }
@@ -247,15 +251,15 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         .map_err(kernel("the control socket cannot be used"))?;
     let connected = (roll.clone(), door.as_raw_fd());
     let serving = tokio::spawn(server::serve(door, roll, ask_sender, server::Limits::default(), names));
-    let (probe_sender, probes) = mpsc::channel(OUTCOMES);
     let (changed_sender, changed) = mpsc::channel(1);
     let (job_sender, job) = mpsc::channel(1);
     let (checked_sender, checked) = mpsc::channel(1);
+    let prober = Prober::new(descriptors).map_err(kernel("probes cannot be made"))?;
     let mut effects = Effects {
         control,
         publisher,
         crew,
-        prober: Prober::new(probe_sender),
+        prober,
         notifier,
         logging: logging.clone(),
         first: None,
@@ -294,7 +298,6 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         changed,
         read,
         acknowledged,
-        probes,
         outcomes,
         job,
         written,
@@ -332,12 +335,15 @@ fn digest(
     events: &mut VecDeque<Event>,
 ) -> Option<Exit> {
     while let Some(event) = events.pop_front() {
-        if matches!(event, Event::Frozen(_))
-            && let Some(earlier) = sources.arrived()
-        {
-            events.push_front(event);
-            events.push_front(earlier); // what nobody has read when another program is executed is lost
-            continue;
+        if matches!(event, Event::Frozen(_)) {
+            // What nobody has heard when another program is executed is lost.
+            let probes = effects.prober.arrived(Instant::now()).into_iter().map(told_by_probe);
+            let earlier: Vec<Event> = probes.chain(std::iter::from_fn(|| sources.arrived())).collect();
+            if !earlier.is_empty() {
+                events.push_front(event);
+                earlier.into_iter().rev().for_each(|earlier| events.push_front(earlier));
+                continue;
+            }
         }
         for action in supervisor.handle(now(), event) {
             if let Some(exit) = effects.perform(action, events) {

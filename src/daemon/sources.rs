@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, sleep_until};
 
-use super::effects::{Asker, Effects};
+use super::effects::{Asker, Effects, somebody_goes};
 use super::event::{AskId, BackendKey, Event, Job, ReloadBy};
 use super::files::Read;
 use super::{children, signals, state, upgrade};
 use crate::control::server::Asked;
-use crate::probe::{ProbeError, Probed};
+use crate::probe::{ProbeError, Report};
 use crate::proxy::Outcome;
 
 /// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
@@ -31,7 +31,6 @@ pub struct Sources {
     pub changed: mpsc::Receiver<()>,
     pub read: mpsc::Receiver<Read>,
     pub acknowledged: Arc<Notify>,
-    pub probes: mpsc::Receiver<Probed<BackendKey>>,
     pub outcomes: mpsc::Receiver<Outcome>,
     pub job: mpsc::Receiver<Job>,
     pub written: state::News,
@@ -43,7 +42,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Waits for whatever happens first, until `deadline` at the latest. `None`: an operator has gone.
+    /// Waits for whatever happens first, until `deadline` at the latest. `None`: an operator has gone, or the prober has something
+    /// to do.
     pub async fn next(&mut self, effects: &mut Effects, deadline: Instant) -> Option<Event> {
         loop {
             // Who asked has gone meanwhile: what was found out must not be in the way of what others ask for.
@@ -69,7 +69,8 @@ impl Sources {
             }
             let deadline = if self.held.is_some() { deadline.min(Instant::now() + MOMENT) } else { deadline };
             return Some(tokio::select! {
-                () = effects.somebody_goes() => return None,
+                () = somebody_goes(&mut effects.answers) => return None,
+                () = effects.prober.ready() => return None,
                 Some(asked) = self.asks.recv() => {
                     effects.asked += 1;
                     let ask = AskId(effects.asked);
@@ -90,17 +91,15 @@ impl Sources {
                 Some(read) = self.read.recv() => effects.has_read(read),
                 Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
                 () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-                Some(probed) = self.probes.recv() => told_by_probe(probed),
                 Some(outcome) = self.outcomes.recv() => told_by_worker(&outcome),
                 () = sleep_until(deadline.into()) => Event::Tick,
             });
         }
     }
 
-    /// What probes and workers have told and nobody has heard yet; the workers stand still.
+    /// What workers have told and nobody has heard yet; they stand still.
     pub fn arrived(&mut self) -> Option<Event> {
-        let outcome = |outcomes: &mut mpsc::Receiver<Outcome>| Some(told_by_worker(&outcomes.try_recv().ok()?));
-        self.probes.try_recv().ok().map(told_by_probe).or_else(|| outcome(&mut self.outcomes))
+        Some(told_by_worker(&self.outcomes.try_recv().ok()?))
     }
 
     /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
@@ -114,11 +113,13 @@ impl Sources {
     }
 }
 
-fn told_by_probe(probed: Probed<BackendKey>) -> Event {
-    match probed.result {
-        Ok(_) => Event::Probed(probed.key, Ok(())),
-        Err(ProbeError::Failed(reason)) => Event::Probed(probed.key, Err(reason)),
-        Err(ProbeError::Unable(_)) => Event::NotProbed(probed.key),
+/// What a report of a probe means.
+pub fn told_by_probe(report: Report<BackendKey>) -> Event {
+    match report {
+        Report::Began(key, waited) => Event::ProbeBegan(key, waited),
+        Report::Ended(key, Ok(_)) => Event::Probed(key, Ok(())),
+        Report::Ended(key, Err(ProbeError::Failed(reason))) => Event::Probed(key, Err(reason)),
+        Report::Ended(key, Err(ProbeError::Unable(why))) => Event::NotProbed(key, why),
     }
 }
 

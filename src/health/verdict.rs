@@ -77,6 +77,14 @@ impl Verdict {
         self.reason.as_deref()
     }
 
+    /// Whether the last probe has failed.
+    pub fn has_failed_last(&self) -> bool {
+        match self.health {
+            Health::Down => self.against == 0,
+            _ => self.against > 0,
+        }
+    }
+
     /// Whether the last results speak against a verdict, too few so far to turn it.
     pub fn in_transition(&self) -> bool {
         self.health != Health::Unproven && self.against > 0

@@ -1,8 +1,12 @@
-//! Performs health checks: one probe now, and a bound on how many run at a time. When to probe and what
-//! to believe of the results is decided elsewhere (`health`, the supervisor).
+//! Performs health checks: one probe of a backend whenever it is asked for, and a bound on how many run at a time, of which
+//! each pool has its part. When to probe and what to believe of the results is decided elsewhere (`health`, the supervisor).
 
+mod closing;
 mod exchange;
+mod places;
 mod prober;
+mod socket;
 
-pub use exchange::{ProbeError, probe};
-pub use prober::{Probed, Prober};
+pub use exchange::ProbeError;
+pub use places::Outlook;
+pub use prober::{Prober, Report};

@@ -58,7 +58,9 @@ happenings! {
     OverrideEnded = "override-ended", "eea489b7e373425e9ab6b6a58e99e867";
     /// The last session of a draining or disabled backend has ended.
     Drained = "drained", "e735595f700d40afabeca1949ff1ddeb";
-    /// Accepting pauses for want of descriptors or places.
+    /// Probes of a pool wait for their turn: too many of its backends give no answer.
+    ProbesLate = "probes-late", "6d2f0c5e8a3b4d7f9e1c4b8a2f7d5e30";
+    /// Accepting pauses, or backends cannot be probed, for want of descriptors or places.
     Shortage = "shortage", "4a236549ba9a447990159ec85b2e4012";
     /// There are descriptors and places again.
     ShortageOver = "shortage-over", "f6f63fe8336e4281842b1014d653496a";

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::backend::{Backend, echo, named};
+use crate::backend::{Backend, echo, named, silent};
 use crate::client::{End, ask, connect, end_of, until, who};
 use crate::daemon::{Lbd, web};
 use crate::load::Load;
@@ -158,6 +158,41 @@ fn a_backend_whose_check_fails_serves_nobody_at_the_start_and_without_a_queue_no
         let served = lbd.backend("web/a");
         assert_eq!((&served["connections_total"], a.accepted() - probes <= 1), (&json!(0), true), "{served}");
     }
+}
+
+#[test]
+fn silent_backends_of_one_pool_delay_no_check_of_another() {
+    let (mut good, silent) = (Backend::start(echo), Backend::at("0.0.0.0:0", silent));
+    let port = silent.address.rsplit(':').next().unwrap().to_owned();
+    let many: String = (0..300).map(|n| format!("b{n}: 127.1.{}.{}:{port}, ", n / 250, 1 + n % 250)).collect();
+    let lbd = Lbd::start(&format!(
+        "listeners: {{ web: {{ bind: \"127.0.0.1:0\", pool: web }} }}\n\
+         pools:\n  bad: {{ backends: {{ {many} }}, health_check: {{ interval: 1s, timeout: 20s, expect: OK }} }}\n\
+         \x20 web: {{ backends: {{ a: \"{}\" }}, {CHECK} }}\n",
+        good.address
+    ));
+    silent.await_accepted(128); // as many as all pools once had together
+    lbd.await_backend("web/a", "state", "up");
+    good.stop();
+    let died = Instant::now();
+    lbd.await_log("down:");
+    assert!(died.elapsed() < Duration::from_secs(5), "{:?}", died.elapsed());
+}
+
+#[test]
+fn probes_that_cannot_be_made_are_told_once_with_the_remedy_and_say_nothing_of_the_backend() {
+    let a = Backend::start(echo);
+    let lbd = Lbd::start(&web(&[("a", &a)], CHECK));
+    lbd.await_backend("web/a", "state", "up");
+    let accepted = a.accepted();
+    lbd.limit_descriptors(3);
+    let told = lbd.await_log("backends cannot be probed: ");
+    assert!(told.contains("too many open files") && told.contains("ulimit -n"), "{told}");
+    lbd.limit_descriptors(4096);
+    a.await_accepted(accepted + 3);
+    assert_eq!(lbd.backend("web/a")["probes_failed"], 0);
+    assert_eq!(lbd.log().matches("cannot be probed").count(), 1, "{}", lbd.log());
+    assert!(lbd.done(&["status"]).contains("backends cannot be probed since"), "{}", lbd.done(&["status"]));
 }
 
 fn answering(answer: &'static str) -> impl Fn(socket2::Socket) -> std::io::Result<()> + Send + Sync {

@@ -238,9 +238,8 @@ impl Supervisor {
         it.know(&config, now);
         for (key, backend) in known {
             let probed = it.backends.get(&key).is_some_and(|known| known.next_probe.is_some());
-            if let Some(fresh) = it.backends.get_mut(&key) {
-                *fresh = backend.read(probed, clock)?;
-            }
+            let read = backend.read(probed, clock)?;
+            it.backends.change(&key, |fresh| *fresh = read);
         }
         for waiting in &carried.waiting {
             // All decisions are written down anew when this supervisor begins.

@@ -2,6 +2,7 @@
 //! says when it wants to be asked again. It reads no clock, file or socket, so that a test can play any history
 //! through it. It owns the configuration in force, the cells, the verdicts and the operator's overrides.
 
+mod backends;
 mod fallback;
 mod heritage;
 mod keeping;
@@ -26,13 +27,14 @@ use super::action::{Action, Doors, Notice};
 use super::event::{AskId, BackendKey, Decision, Event, Now, ReloadBy};
 use crate::config::{Config, ConfigDiff};
 use crate::control::Reply;
-use crate::health::Verdict;
 use crate::observe::LastReload;
-use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build};
-use crate::words::{Address, AdminState, BackendRef, Generation, Health};
+use crate::snapshot::{BackendCell, BackendFacts, Cells, Revision, Snapshot, build, update};
+use crate::words::{Address, AdminState, BackendRef, Generation, Health, PoolName};
 
+use backends::{Backends, Known};
 pub use heritage::CarriedSupervisor;
 use keeping::recalled;
+use liveness::Spell;
 use pulse::Pulse;
 use reading::Reading;
 pub use stop::Stage;
@@ -46,6 +48,9 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long verdicts are gathered before they are published together: at start they come in hundreds.
 const GATHER: Duration = Duration::from_millis(5);
+/// So much longer for each backend there is, since a pool that changes is built anew: verdicts that turn all the time cost a
+/// few percent of a core, however many backends there are.
+const GATHER_EACH: Duration = Duration::from_micros(2);
 /// How often systemd's status line is brought up to date.
 const STATUS: Duration = Duration::from_secs(1);
 
@@ -82,9 +87,13 @@ pub struct Supervisor {
     cells: Cells,
     snapshot: Arc<Snapshot>,
     revision: Revision,
+    /// Probes cannot be made.
+    unable: Option<Spell>,
+    /// Probes of these pools are late.
+    late: BTreeMap<PoolName, Spell>,
     /// What is bound: as the file has it, and as it is.
     bound: BTreeMap<Address, Address>,
-    backends: BTreeMap<BackendKey, Known>,
+    backends: Backends,
     /// Probes under way; one of a backend that has gone may meet it come back.
     probing: BTreeSet<BackendKey>,
     overrides: BTreeMap<BackendKey, Override>,
@@ -106,8 +115,10 @@ pub struct Supervisor {
     waiting: Vec<Waiting>,
     /// Every worker has this snapshot.
     acknowledged: Revision,
-    /// A verdict has changed and is to be published by then.
+    /// What is known of some backends has changed and is to be published by then.
     publish_at: Option<Instant>,
+    /// Of which.
+    changed: BTreeSet<BackendKey>,
     status_at: Instant,
     last_status: String,
     stage: Stage,
@@ -118,19 +129,6 @@ pub struct Supervisor {
     job_asked: bool,
     pulse: Pulse,
     random: u64,
-}
-
-/// What is known of a backend beside the file.
-#[derive(Debug)]
-struct Known {
-    verdict: Verdict,
-    /// When it is to be probed; `None` while a probe is under way or where it is not probed.
-    next_probe: Option<Instant>,
-    last_probe: Instant,
-    /// How long the backend has kept a probe waiting that an upgrade in place broke off, and is now made again.
-    waited: Duration,
-    probes_ok: u64,
-    probes_failed: u64,
 }
 
 /// An operator's runtime decision, laid over the file.
@@ -190,8 +188,10 @@ impl Supervisor {
             generation: Generation::default(),
             snapshot: Arc::new(Snapshot::empty()),
             revision: Revision::default(),
+            unable: None,
+            late: BTreeMap::new(),
             bound: BTreeMap::new(),
-            backends: BTreeMap::new(),
+            backends: Backends::default(),
             probing: BTreeSet::new(),
             overrides: recalled(decided, now),
             keeping: 0,
@@ -206,6 +206,7 @@ impl Supervisor {
             waiting: Vec::new(),
             acknowledged: Revision::default(),
             publish_at: None,
+            changed: BTreeSet::new(),
             status_at: now.at,
             last_status: String::new(),
             stage: Stage::Starting,
@@ -234,7 +235,8 @@ impl Supervisor {
             }
             Event::Acknowledged(revision) => self.acknowledged(revision),
             Event::Probed(key, result) => self.probed(&key, result, now),
-            Event::NotProbed(key) => self.not_probed(&key, now),
+            Event::NotProbed(key, why) => self.not_probed(&key, why, now),
+            Event::ProbeBegan(key, waited) => self.probe_began(&key, waited, now),
             Event::DialFailed(key) => self.dial_failed(&key, now),
             Event::Kept(number, result) if number > self.kept.0 => self.kept = (number, result),
             Event::Kept(..) => {}
@@ -256,7 +258,7 @@ impl Supervisor {
     /// When `handle` is to be called with a tick at the latest, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Instant> {
         let probing = !self.stage.is_stopping();
-        let probes = self.backends.values().filter_map(|known| known.next_probe).filter(|_| probing);
+        let probes = self.backends.next_due().filter(|_| probing);
         let overrides = self.overrides.values().filter_map(|o| o.until);
         let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged && w.kept <= self.kept.0) {
             (_, false) => Some(w.patience),
@@ -265,8 +267,8 @@ impl Supervisor {
         });
         let status = (self.stage == Stage::Serving).then_some(self.status_at);
         let stop = self.stage.next_look();
-        let once = [stop, self.publish_at, self.next_pulse(), self.gives_up_reading_at()].into_iter().flatten();
-        probes.chain(overrides).chain(waits).chain(status).chain(once).min()
+        let once = [probes, stop, self.publish_at, self.next_pulse(), self.gives_up_reading_at()].into_iter().flatten();
+        overrides.chain(waits).chain(status).chain(once).min()
     }
 
     fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
@@ -275,7 +277,7 @@ impl Supervisor {
         self.give_up_reading(now, out);
         self.end_overrides(now, out);
         if self.publish_at.is_some_and(|at| at <= now.at) {
-            self.publish(Doors::default(), out);
+            self.publish_changed(out);
         }
         self.answer_waiting(now, out);
         self.go_on_stopping(now, out);
@@ -286,6 +288,7 @@ impl Supervisor {
                 self.cells.forget_empty();
             }
             self.tell_of_drained();
+            self.end_spells(now);
             let status = self.status_line();
             if status != self.last_status {
                 self.last_status.clone_from(&status);
@@ -297,6 +300,7 @@ impl Supervisor {
     /// Builds the snapshot of how things stand and puts it in force.
     fn publish(&mut self, doors: Doors, out: &mut Vec<Action>) {
         self.publish_at = None;
+        self.changed.clear();
         let Some(config) = &self.config else { return };
         self.revision.0 += 1;
         let facts = |cell: &BackendCell| self.facts_of(cell);
@@ -305,9 +309,23 @@ impl Supervisor {
         out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), doors });
     }
 
-    /// The same, within a moment, together with whatever else changes until then.
-    fn publish_soon(&mut self, now: Now) {
-        self.publish_at.get_or_insert(now.at + GATHER);
+    /// The same where nothing but what is known of some backends has changed: pools of none of them stay as they are.
+    fn publish_changed(&mut self, out: &mut Vec<Action>) {
+        self.publish_at = None;
+        let changed = std::mem::take(&mut self.changed);
+        self.revision.0 += 1;
+        let numbers = (self.generation, self.revision);
+        let cells = changed.iter().filter_map(|(reference, address)| self.cells.backend(reference, address));
+        let facts = |cell: &BackendCell| self.facts_of(cell);
+        self.snapshot = Arc::new(update(numbers, cells, facts, &self.snapshot));
+        out.push(Action::Publish { snapshot: Arc::clone(&self.snapshot), doors: Doors::default() });
+    }
+
+    /// What is known of a backend has changed: publishes it within a moment, together with whatever else changes until then.
+    fn publish_soon(&mut self, key: &BackendKey, now: Now) {
+        self.changed.insert(key.clone());
+        let backends = u32::try_from(self.backends.len()).unwrap_or(u32::MAX);
+        self.publish_at.get_or_insert(now.at + GATHER + GATHER_EACH.saturating_mul(backends));
     }
 
     fn facts_of(&self, cell: &BackendCell) -> BackendFacts {

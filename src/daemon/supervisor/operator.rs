@@ -144,18 +144,15 @@ impl Supervisor {
     fn admin_changed(&mut self, key: &BackendKey, before: AdminState, now: Now) {
         let after = self.admin_of(key);
         let probing = self.probing.contains(key);
-        let Some(known) = self.backends.get_mut(key) else { return };
-        if after != AdminState::Enabled {
-            known.next_probe = None;
-        } else if before != AdminState::Enabled {
-            known.verdict = Verdict::unproven(now.at);
-            known.next_probe = (!probing).then_some(now.at);
-        }
-        if self.check_of(key).is_none()
-            && let Some(known) = self.backends.get_mut(key)
-        {
-            known.next_probe = None;
-        }
+        let is_checked = self.check_of(key).is_some();
+        self.backends.change(key, |known| {
+            if after != AdminState::Enabled {
+                known.next_probe = None;
+            } else if before != AdminState::Enabled {
+                known.verdict = Verdict::unproven(now.at);
+                known.next_probe = (is_checked && !probing).then_some(now.at);
+            }
+        });
     }
 
     /// Logs, once, that a backend taken out of service has no session left; within a second.
@@ -187,7 +184,7 @@ impl Supervisor {
                 backend = key.0.backend.as_str(),
                 "{before} -> enabled: its time is over"
             );
-            self.publish_soon(now);
+            self.publish_soon(&key, now);
         }
         if any {
             self.keep_overrides(now, out);

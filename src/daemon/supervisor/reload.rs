@@ -2,11 +2,10 @@
 //! is old. Everything that can fail comes before the swap; one reload is under way at a time.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{Known, Reload, Stage, Supervisor, Then};
+use super::{Reload, Stage, Supervisor, Then};
 use crate::config::{Config, ConfigDiff, Problem};
 use crate::control::{ProblemLine, ReloadOutcome, Reply};
 use crate::daemon::action::{Action, Doors, Exit, Notice};
@@ -137,7 +136,7 @@ impl Supervisor {
                 wanted.insert((reference, backend.address.clone()), pool.health_check.as_ref());
             }
         }
-        self.backends.retain(|key, _| wanted.contains_key(key));
+        self.backends.retain(|key| wanted.contains_key(key));
         self.overrides.retain(|key, o| {
             let kept = wanted.contains_key(key);
             if !kept {
@@ -149,15 +148,8 @@ impl Supervisor {
         for (key, check) in wanted {
             let unasked = self.overrides.contains_key(&key);
             let probing = self.probing.contains(&key);
-            let known = self.backends.entry(key).or_insert_with(|| Known {
-                verdict: Verdict::unproven(now.at),
-                next_probe: None,
-                last_probe: now.at,
-                waited: Duration::ZERO,
-                probes_ok: 0,
-                probes_failed: 0,
-            });
-            match check {
+            self.backends.add(key.clone(), now.at);
+            self.backends.change(&key, |known| match check {
                 None => {
                     known.next_probe = None;
                     if known.verdict.health() != crate::words::Health::Unproven {
@@ -169,7 +161,7 @@ impl Supervisor {
                     known.next_probe = Some(known.next_probe.map_or(now.at, |at| at.min(now.at + spec.interval)));
                 }
                 Some(_) => {}
-            }
+            });
         }
         notes
     }

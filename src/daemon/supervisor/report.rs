@@ -71,6 +71,7 @@ impl Supervisor {
             let pending = ConfigDiff::between(&now_and_then, config).at_restart;
             warnings.extend(pending.iter().map(|edit| format!("{edit} takes effect at restart")));
         }
+        warnings.extend(self.troubles_of_probing(now));
         Status {
             version: self.facts.version.clone(),
             pid: self.facts.pid,

@@ -85,7 +85,7 @@ fn step(world: &mut World) {
             }
         }
         84..88 => {
-            let backends: Vec<_> = world.supervisor.backends.keys().cloned().collect();
+            let backends: Vec<_> = world.supervisor.backends.iter().map(|(key, _)| key.clone()).collect();
             if let Some(key) = backends.get(world.chance.below(backends.len() + 1)).cloned() {
                 world.happen(Event::DialFailed(key));
             }

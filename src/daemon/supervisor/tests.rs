@@ -160,11 +160,36 @@ fn answers(actions: &[Action]) -> Vec<(u64, &Reply)> {
 }
 
 fn probes_of(actions: &[Action], key: &BackendKey) -> usize {
-    actions.iter().filter(|action| matches!(action, Action::Probe(k, _) if k == key)).count()
+    actions.iter().filter(|action| matches!(action, Action::Probe(k, ..) if k == key)).count()
 }
 
 fn has_exit(actions: &[Action]) -> bool {
     matches!(actions.last(), Some(Action::Exit(Exit::Stopped)))
+}
+
+#[test]
+fn trouble_with_probing_is_shown_while_it_lasts_and_is_no_failure_of_the_backend() {
+    let mut daemon = Daemon::serving(CHECKED);
+    let shown = |daemon: &Daemon| daemon.supervisor.status(now(daemon.start, daemon.now)).warnings;
+    daemon.after(Duration::from_secs(1), Event::Tick);
+    daemon.on(Event::NotProbed(a(), "too many open files".into()));
+    daemon.on(Event::ProbeBegan(a(), Duration::from_millis(900)));
+    let warnings = shown(&daemon);
+    assert!(
+        warnings.iter().any(|w| w.contains("cannot be probed") && w.contains("too many open files")),
+        "{warnings:?}"
+    );
+    assert!(!warnings.iter().any(|w| w.contains("late")), "less than half of an interval: {warnings:?}");
+    daemon.on(Event::ProbeBegan(a(), Duration::from_secs(8)));
+    let warnings = shown(&daemon);
+    assert!(warnings.iter().any(|w| w.contains("probes of pool web are 8.0 s late")), "{warnings:?}");
+    assert_eq!(daemon.supervisor.backends[&a()].probes_failed, 0);
+    let again = daemon.after(Duration::from_millis(500), Event::Tick);
+    assert_eq!(probes_of(&again, &a()), 1, "it is tried again soon");
+    daemon.on(Event::Probed(a(), Ok(())));
+    (0..20).for_each(|_| drop(daemon.after(Duration::from_millis(500), Event::Tick)));
+    let warnings = shown(&daemon);
+    assert!(!warnings.iter().any(|w| w.contains("probe")), "{warnings:?}");
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn who_is_checked_will_be_probed(world: &World) {
     if s.stage.is_stopping() {
         return;
     }
-    for (key, known) in &s.backends {
+    for (key, known) in s.backends.iter() {
         if s.check_of(key).is_some() && s.admin_of(key) == AdminState::Enabled {
             assert!(known.next_probe.is_some() || world.probes.contains(key), "{key:?} is not probed any more");
         }

@@ -54,7 +54,7 @@ impl World {
             let event = match self.chance.below(3) {
                 0 => self.somebody_goes(),
                 1 => self.a_result_that_is_there(),
-                _ => self.supervisor.backends.keys().next_back().cloned().map(Event::DialFailed),
+                _ => self.supervisor.backends.iter().last().map(|(key, _)| Event::DialFailed(key.clone())),
             };
             self.at_once.extend(event);
         }

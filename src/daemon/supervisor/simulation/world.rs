@@ -230,7 +230,7 @@ impl World {
             }
             Action::Cut(Sessions::All) => self.close_sessions(70, |_| true),
             Action::Cut(Sessions::Of(cell)) => self.close_sessions(100, |s| Arc::ptr_eq(&s.backend, &cell)),
-            Action::Probe(key, spec) => {
+            Action::Probe(key, spec, _) => {
                 laws::may_be_probed(self, &key);
                 assert!(self.probes.insert(key.clone()), "two probes of {key:?} at a time");
                 let done = self.now + self.chance.millis(spec.timeout.as_millis() as u64);
@@ -301,7 +301,7 @@ impl World {
             Due::Probe(key) => {
                 self.probes.remove(&key);
                 match self.chance.below(20) {
-                    0 => self.happen(Event::NotProbed(key)),
+                    0 => self.happen(Event::NotProbed(key, "too many open files".into())),
                     1..5 => self.happen(Event::Probed(key, Err("refused".into()))),
                     _ => self.happen(Event::Probed(key, Ok(()))),
                 }

@@ -213,7 +213,7 @@ fn a_backend_that_says_nothing_is_down_in_time_however_often_its_probe_is_broken
     let spec = daemon.supervisor.check_of(&a()).cloned().unwrap();
     let timeout_of = |actions: &[Action]| {
         let found = actions.iter().find_map(|action| match action {
-            Action::Probe(key, spec) if *key == a() => Some(spec.timeout),
+            Action::Probe(key, spec, _) if *key == a() => Some(spec.timeout),
             _ => None,
         });
         found.unwrap()

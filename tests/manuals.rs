@@ -22,8 +22,21 @@ use page::Page;
 use skip::skipped;
 
 /// Keys that `full.yaml` shows with an example, not with a default.
-const EXAMPLES: &[&str] =
-    &["address", "bind", "pool", "from", "port", "send", "expect", "fast_interval", "down_interval", "socket", "group"];
+const EXAMPLES: &[&str] = &[
+    "address",
+    "bind",
+    "pool",
+    "from",
+    "port",
+    "send",
+    "send_hex",
+    "expect",
+    "expect_hex",
+    "fast_interval",
+    "down_interval",
+    "socket",
+    "group",
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("man")

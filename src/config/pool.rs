@@ -218,3 +218,27 @@ fn queue(r: &mut Reader, item: Item<'_>) -> Option<Option<Queue>> {
         timeout: r.optional(&fields, "timeout", Plain(duration(MILLISECOND))).unwrap_or(timeout),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn a_check_may_send_and_expect_any_bytes() {
+        for (written, send) in [
+            ("send_hex: \"16 03 ff 00\"", &[0x16, 3, 0xff, 0][..]),
+            ("send_hex: 1603FF00", &[0x16, 3, 0xff, 0]),
+            ("send: \"\\x16\\x7f\\0\"", &[0x16, 0x7f, 0]),
+            ("send: 'é'", "é".as_bytes()),
+            ("send: \"\\u20ac\"", "€".as_bytes()),
+        ] {
+            let text = format!(
+                "listeners: {{ web: {{ bind: 0.0.0.0:80, pool: web }} }}\n\
+                 pools: {{ web: {{ backends: {{ a: 10.0.0.1:1 }}, health_check: {{ {written} }} }} }}"
+            );
+            let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{written}: {problems:?}"));
+            let check = config.pools.values().next().and_then(|pool| pool.health_check.clone()).unwrap();
+            assert_eq!(check.send.as_deref(), Some(send), "{written}");
+        }
+    }
+}

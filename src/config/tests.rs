@@ -564,25 +564,6 @@ fn a_problem_is_shown_with_its_line() {
 }
 
 #[test]
-fn a_check_may_send_and_expect_any_bytes() {
-    for (written, send) in [
-        ("send_hex: \"16 03 ff 00\"", &[0x16, 3, 0xff, 0][..]),
-        ("send_hex: 1603FF00", &[0x16, 3, 0xff, 0]),
-        ("send: \"\\x16\\x7f\\0\"", &[0x16, 0x7f, 0]),
-        ("send: 'é'", "é".as_bytes()),
-        ("send: \"\\u20ac\"", "€".as_bytes()),
-    ] {
-        let text = format!(
-            "listeners: {{ web: {{ bind: 0.0.0.0:80, pool: web }} }}\n\
-             pools: {{ web: {{ backends: {{ a: 10.0.0.1:1 }}, health_check: {{ {written} }} }} }}"
-        );
-        let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{written}: {problems:?}"));
-        let check = config.pools.values().next().and_then(|pool| pool.health_check.clone()).unwrap();
-        assert_eq!(check.send.as_deref(), Some(send), "{written}");
-    }
-}
-
-#[test]
 fn who_must_send_a_proxy_header_and_who_gets_one() {
     let text = |from: &str| {
         format!(

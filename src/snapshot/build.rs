@@ -159,12 +159,7 @@ fn pool(
     })
 }
 
-fn balancer(
-    balance: Algorithm,
-    backends: &[Backend],
-    eligible: &[u16],
-    previous: Option<&Pool>,
-) -> Arc<Balancer> {
+fn balancer(balance: Algorithm, backends: &[Backend], eligible: &[u16], previous: Option<&Pool>) -> Arc<Balancer> {
     if let Some(previous) = previous
         && previous.balance == balance
         && same_candidates(previous, backends, eligible)

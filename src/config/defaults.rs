@@ -15,6 +15,7 @@ pub(super) const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const RETRIES: u32 = 2;
 pub(super) const SPARE_CONNECTIONS: u32 = 0;
 pub(super) const SPARE_MAX_IDLE: Duration = Duration::from_secs(5);
+pub(super) const ABORT_ON_CLOSE: bool = false;
 pub(super) const QUEUE: Queue = Queue { max: 1000, timeout: Duration::from_secs(5) };
 
 /// Also the fast and the down interval, where they are left out and `interval` too.

@@ -293,6 +293,7 @@ mod tests {
             assert!(told.len() == 1 && told[0].contains(&format!("{key}: ")), "{key}: {told:?}");
         };
         let same = ", health_check: {}, queue: {}";
+        seen(text("", "", &format!("{same}, abort_on_close: true"), ""), "abort_on_close");
         for (key, value) in [("max_connections", "5"), ("idle_timeout", "5s")] {
             seen(text(&format!(", {key}: {value}"), "", same, ""), key);
         }

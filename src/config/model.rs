@@ -100,6 +100,8 @@ pub struct Pool {
     pub retries: u32,
     /// Where sessions wait while every eligible backend is at its limit, or unproven; `None`: refused at once.
     pub queue: Option<Queue>,
+    /// A waiting session whose client has closed is given up, even if the client has sent something before.
+    pub abort_on_close: bool,
     /// The PROXY header that its backends expect; `None`: none.
     pub send_proxy: Option<ProxyVersion>,
     /// Connections kept open ahead of need to each backend that may be chosen, by the whole process.

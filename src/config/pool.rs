@@ -42,6 +42,7 @@ fn pool(r: &mut Reader, item: Item<'_>) -> Option<(Pool, Vec<Placed<Address>>)> 
     let half_close_timeout = r.optional(&fields, "half_close_timeout", Plain(duration(MILLISECOND)));
     let retries = r.optional(&fields, "retries", Plain(number32(0, 255)));
     let queue = r.optional(&fields, "queue", queue);
+    let abort_on_close = r.optional(&fields, "abort_on_close", Plain(boolean));
     let send_proxy = r.optional(&fields, "send_proxy", Plain(proxy_version));
     let spare_connections = r.optional(&fields, "spare_connections", Plain(number32(0, 10_000)));
     let spare_max_idle = r.optional(&fields, "spare_max_idle", Plain(duration(MILLISECOND)));
@@ -54,6 +55,7 @@ fn pool(r: &mut Reader, item: Item<'_>) -> Option<(Pool, Vec<Placed<Address>>)> 
         half_close_timeout: half_close_timeout.unwrap_or(defaults::HALF_CLOSE_TIMEOUT),
         retries: retries.unwrap_or(defaults::RETRIES),
         queue: queue.unwrap_or(Some(defaults::QUEUE)),
+        abort_on_close: abort_on_close.unwrap_or(defaults::ABORT_ON_CLOSE),
         send_proxy,
         spare_connections: spare_connections.unwrap_or(defaults::SPARE_CONNECTIONS),
         spare_max_idle: spare_max_idle.unwrap_or(defaults::SPARE_MAX_IDLE),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::door::Hold;
-use super::serve::leave_queue;
+use super::queue::leave_queue;
 use super::session::{Session, State};
 use super::socket;
 use super::turn::count_spare;

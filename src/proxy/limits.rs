@@ -1,7 +1,7 @@
 //! What the whole process may have: sessions, held bytes, descriptors. Shared by the workers; says once,
 //! not a thousand times, that something ran out.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::memory::Memory;
 use crate::snapshot::Live;
@@ -16,6 +16,8 @@ pub struct Limits {
     pub sessions: Live,
     /// Sessions there may be: two descriptors each, less what the rest of the process needs.
     pub most: u32,
+    /// Spare connections, those that are being opened included: a descriptor each.
+    pub spares: AtomicU32,
     /// Bytes that stalled sessions hold.
     pub memory: Memory,
     short: AtomicBool,
@@ -32,6 +34,7 @@ impl Limits {
         Self {
             sessions: Live::default(),
             most: u32::try_from(most).unwrap_or(u32::MAX),
+            spares: AtomicU32::new(0),
             memory: Memory::new(buffer_memory),
             short: AtomicBool::new(false),
             last_short: AtomicU64::new(0),
@@ -40,7 +43,8 @@ impl Limits {
 
     /// Whether spare connections may be opened: sessions come first, and need descriptors.
     pub fn have_room_for_spares(&self) -> bool {
-        !self.are_short() && self.sessions.count() < self.most - self.most / 8
+        let used = 2 * u64::from(self.sessions.count()) + u64::from(self.spares.load(Relaxed));
+        !self.are_short() && used < 2 * u64::from(self.most - self.most / 8)
     }
 
     /// Notes a shortage; true where it is the first of this spell and worth a line in the log.
@@ -70,6 +74,19 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spares_and_sessions_together_leave_an_eighth_of_the_descriptors() {
+        let limits = Limits::new(64 + 2 * 80, 0);
+        limits.sessions.count_in(60);
+        for spares in 0..20 {
+            assert!(limits.have_room_for_spares(), "{spares}");
+            limits.spares.fetch_add(1, Relaxed);
+        }
+        assert!(!limits.have_room_for_spares());
+        limits.sessions.release();
+        assert!(limits.have_room_for_spares());
+    }
 
     #[test]
     fn a_spell_of_shortage_is_told_once_at_its_start_and_once_at_its_end() {

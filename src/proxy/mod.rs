@@ -11,6 +11,7 @@ mod inbox;
 mod limits;
 mod memory;
 mod preface;
+mod queue;
 mod relay;
 #[cfg_attr(
     not(any(

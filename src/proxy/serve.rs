@@ -1,7 +1,6 @@
 //! A session's way from accept to end, as the worker carries it out: choose, dial, establish, try another
 //! one, queue. What it means for the bytes is [`super::session`]'s to say.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::dial::{Choice, choose};
 use super::inbox::Outcome;
+use super::queue::leave_queue;
 use super::relay::{End, Flow};
 use super::session::{KEEPALIVE_AFTER, Session, SpareUse, State, micros};
 use super::socket::{self, Dialled};
@@ -20,7 +20,7 @@ use super::spare;
 use super::token::Token;
 use super::worker::Worker;
 use crate::snapshot::{BackendCell, Listener};
-use crate::words::{Address, Cause, Phase, PoolName, Refusal};
+use crate::words::{Address, Cause, Phase, Refusal};
 
 /// The pause before a backend that has just failed this session is tried again, where there is no other.
 const AGAIN: u64 = 1_000_000;
@@ -69,13 +69,14 @@ impl Worker {
             return self.refuse(key, Refusal::NoBackend);
         };
         let queued = session.state == State::Queued;
-        if let Some(queue) = pool.queue.filter(|_| !queued && pool.cell.queued.load(SeqCst) > 0) {
+        let others_wait = !queued && !pool.eligible.is_empty() && pool.cell.queued.load(SeqCst) > 0;
+        if let Some(queue) = pool.queue.filter(|_| others_wait) {
             return self.enqueue(key, queue.max, queue.timeout); // behind those who came before
         }
         let ip = session.peer.map(|peer| peer.ip());
         let (spares, may) = (&self.spares, session.spare != SpareUse::Failed);
         let choice = choose(pool, session.ticket, ip, random, &session.tried, |backend| may && spares.has(backend));
-        if queued && !matches!(choice, Choice::Full | Choice::Unproven) {
+        if queued && !matches!(choice, Choice::Full | Choice::Wait) {
             leave_queue(&mut self.queues, session, key);
         }
         match choice {
@@ -95,10 +96,10 @@ impl Worker {
                 self.pause(key, AGAIN);
             }
             Choice::Nobody => self.refuse(key, Refusal::NoBackend),
-            Choice::Unproven if queued => {} // it stays where it is
-            Choice::Unproven => match pool.queue {
-                Some(queue) => self.enqueue(key, queue.max, queue.timeout),
+            Choice::Wait => match pool.queue {
                 None => self.refuse(key, Refusal::NoBackend),
+                Some(_) if queued => {}
+                Some(queue) => self.enqueue(key, queue.max, queue.timeout),
             },
             Choice::Full => {
                 let spares = spare::hold_places(pool);
@@ -106,9 +107,6 @@ impl Worker {
                     None => self.refuse(key, Refusal::Limit),
                     Some(_) if queued => {} // it stays where it is
                     Some((max, timeout)) => self.enqueue(key, max, timeout),
-                }
-                if spares && !queued {
-                    self.wake_others(); // theirs are given up when they see that somebody waits
                 }
             }
         }
@@ -120,6 +118,9 @@ impl Worker {
         session.state = State::Pausing;
         session.deadline = deadline;
         self.sweep_by(deadline);
+        if self.is_abandoned(key) {
+            self.end(key, Cause::Client, Phase::Connect);
+        }
     }
 
     fn dial(&mut self, key: usize, backend: Arc<BackendCell>, patience: u64) {
@@ -257,57 +258,6 @@ impl Worker {
         backend.live.release();
         self.spares.has_room(backend, self.now);
         self.place_is_free(backend);
-    }
-
-    pub(super) fn place_is_free(&mut self, backend: &BackendCell) {
-        if backend.pool.queued.load(SeqCst) > 0 {
-            // Served at the end of the turn: here, a row of failing dials would call itself without end.
-            self.room = true;
-            self.wake_others();
-        }
-    }
-
-    fn enqueue(&mut self, key: usize, most: u32, timeout: Duration) {
-        let session = &mut self.sessions[key];
-        let queued = &session.pool.queued;
-        if queued.fetch_update(SeqCst, SeqCst, |n| (n < most).then_some(n + 1)).is_err() {
-            return self.refuse(key, Refusal::QueueFull);
-        }
-        session.state = State::Queued;
-        session.since = self.now;
-        session.deadline = self.now.saturating_add(micros(timeout));
-        let deadline = session.deadline;
-        self.queues.entry(session.pool.name.clone()).or_default().push_back(key);
-        self.sweep_by(deadline);
-        // A place that became free before this one was counted as waiting would have told nobody.
-        self.room = true;
-    }
-
-    /// Gives free places to those who wait longest.
-    pub(super) fn serve_queues(&mut self) {
-        let pools: Vec<PoolName> = self.queues.keys().cloned().collect();
-        for pool in pools {
-            while let Some(&key) = self.queues.get(&pool).and_then(|queue| queue.front()) {
-                self.place(key);
-                if self.sessions[key].state == State::Queued {
-                    break;
-                }
-            }
-        }
-    }
-}
-
-/// Takes a session out of its pool's queue, whatever becomes of it.
-pub(super) fn leave_queue(queues: &mut BTreeMap<PoolName, VecDeque<usize>>, session: &mut Session, key: usize) {
-    session.state = State::Pausing;
-    session.pool.queued.fetch_sub(1, SeqCst);
-    let Some(queue) = queues.get_mut(&session.pool.name) else { return };
-    match queue.front() {
-        Some(first) if *first == key => drop(queue.pop_front()),
-        _ => queue.retain(|k| *k != key),
-    }
-    if queue.is_empty() {
-        queues.remove(&session.pool.name);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Never read from until it is given up: what a backend says first is for the session that gets the connection.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -83,6 +83,7 @@ impl Worker {
         });
         match dialled {
             Ok((fd, connected)) => {
+                self.limits.spares.fetch_add(1, Relaxed);
                 self.spares.add(stock, Spare { fd, backend, connected: false, since: self.now });
                 if connected {
                     self.spare_connected(key);
@@ -148,7 +149,7 @@ impl Worker {
     /// Gives a session a spare connection of a backend; where all turn out dead, it is placed anew.
     pub(super) fn give_spare(&mut self, key: usize, backend: Arc<BackendCell>) {
         while let Some(ready) = self.spares.ready(&backend) {
-            let Spare { fd, .. } = self.spares.take(ready, self.now);
+            let Spare { fd, .. } = self.take_spare(ready);
             // The news of its end may be on the way; one call here saves the client a request that is lost.
             if socket::has_ended(&fd) {
                 let _ = self.epoll.delete(&fd); // as below
@@ -200,13 +201,18 @@ impl Worker {
     }
 
     fn discard(&mut self, key: usize) {
-        let Spare { fd, backend, .. } = self.spares.take(key, self.now);
+        let Spare { fd, backend, .. } = self.take_spare(key);
         // A child that is just being started may have a copy of it, whose events would be taken for the next one's of this key.
         let _ = self.epoll.delete(&fd);
         socket::finish_writing(&fd);
         socket::hear_out(&fd); // a server that speaks first has an end in its log, and no reset
         drop(fd);
         self.release_spare(&backend);
+    }
+
+    fn take_spare(&mut self, key: usize) -> Spare {
+        self.limits.spares.fetch_sub(1, Relaxed);
+        self.spares.take(key, self.now)
     }
 
     fn release_spare(&mut self, backend: &Arc<BackendCell>) {

@@ -10,6 +10,7 @@ use super::socket;
 use super::sweep::bear_with;
 use super::token::Token;
 use super::worker::Worker;
+use crate::words::Cause;
 
 impl Worker {
     /// Acts on what epoll tells; true where the daemon has told something.
@@ -28,6 +29,11 @@ impl Worker {
     fn client_event(&mut self, (key, serial): (usize, u16), events: EpollFlags) {
         let Some(session) = self.sessions.get_mut(key).filter(|s| s.serial == serial) else { return };
         let next = session.client_heard(events);
+        // One that waits may have closed, and nobody is to wait for a place in its name.
+        if next == Next::Wait && matches!(session.state, State::Queued | State::Pausing) && self.is_abandoned(key) {
+            let phase = self.sessions[key].phase();
+            return self.end(key, Cause::Client, phase);
+        }
         if next != Next::Again || !self.join_row(key, Side::Client) {
             self.follow(key, next);
         }

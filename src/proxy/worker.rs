@@ -2,7 +2,6 @@
 //! and the buffer they share; [`Worker::run`] returns at a safe point, where nothing is half done, and can
 //! be called again. Here alone in this room is the clock read, once a turn.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use super::carry::Marking;
 use super::door::{Door, Hold};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
+use super::queue::Queues;
 use super::ring::Ring;
 use super::row::{ROW, Row, WORTH_A_RING};
 use super::scratch::Scratch;
@@ -26,7 +26,7 @@ use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
 use super::token::Token;
 use crate::snapshot::{Reader, Snapshot};
-use crate::words::{Cause, PoolName};
+use crate::words::Cause;
 
 /// Events taken at a time.
 pub(super) const EVENTS: usize = 512;
@@ -47,7 +47,7 @@ pub struct Setup {
     pub outcomes: mpsc::Sender<Outcome>,
     /// Rung after each acknowledgement and each turn that was asked for.
     pub acknowledged: Arc<Notify>,
-    /// Wakes the other workers.
+    /// Wakes the other workers, in their order.
     pub others: Vec<Arc<EventFd>>,
 }
 
@@ -70,10 +70,8 @@ pub struct Worker {
     pub(super) shut_until: Option<u64>,
     /// How long they were shut last.
     pub(super) shut_for: u64,
-    /// A place has become free at a backend whose pool has sessions waiting, or one has begun to wait.
-    pub(super) room: bool,
-    /// Sessions that wait for a place, in the order they came.
-    pub(super) queues: BTreeMap<PoolName, VecDeque<usize>>,
+    /// Sessions that wait for a place.
+    pub(super) queues: Queues,
     /// Connections opened ahead of need.
     pub(super) spares: Spares,
     pub(super) scratch: Scratch,
@@ -139,8 +137,7 @@ impl Worker {
             knocked: Vec::new(),
             shut_until: None,
             shut_for: 0,
-            room: false,
-            queues: BTreeMap::new(),
+            queues: Queues::new(index),
             spares: Spares::default(),
             scratch: Scratch::new(),
             row: Row::default(),
@@ -231,7 +228,7 @@ impl Worker {
             if self.spares.due() <= self.now {
                 self.tend_spares();
             }
-            while std::mem::take(&mut self.room) {
+            while self.queues.are_due() {
                 self.yield_spares();
                 self.serve_queues();
                 self.bury();
@@ -278,7 +275,7 @@ impl Worker {
 
     /// How long to wait for events.
     fn patience(&self) -> EpollTimeout {
-        if !self.again.is_empty() || self.marking.is_unfinished() {
+        if !self.again.is_empty() || self.marking.is_unfinished() || self.queues.are_due() {
             return EpollTimeout::ZERO;
         }
         let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX)).min(self.spares.due());
@@ -302,7 +299,7 @@ impl Worker {
         }
         self.plan_spares();
         self.open_doors(Hold::Limit); // it may have been raised
-        self.room = true;
+        self.queues.look_at_all();
     }
 
     /// Does what the daemon told; true where it is to park.
@@ -313,7 +310,7 @@ impl Worker {
         // Another worker may have woken us because there is room.
         self.open_doors(Hold::Limit);
         self.yield_spares();
-        self.serve_queues();
+        self.queues.look_at_ours();
         let mut parked = false;
         while let Some(command) = self.inbox.next() {
             match command {
@@ -358,6 +355,13 @@ impl Worker {
         for waker in &self.others {
             // Fails only where it is awake already.
             let _ = waker.write(1);
+        }
+    }
+
+    /// Tells another one that a place is for it.
+    pub(super) fn wake(&self, worker: usize) {
+        if let Some(waker) = self.others.get(worker - usize::from(worker > self.index)) {
+            let _ = waker.write(1); // as above
         }
     }
 

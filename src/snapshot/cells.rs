@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::counters::{BackendShard, ListenerShard, Padded};
+use super::waiting::Waiting;
 use crate::config::Config;
 use crate::words::{Address, BackendRef, ListenerName, PoolName};
 
@@ -31,6 +32,8 @@ pub struct PoolCell {
     pub ticket: Padded<AtomicU64>,
     /// Sessions that wait for a place, in all workers.
     pub queued: Padded<AtomicU32>,
+    /// Who of them comes first, worker by worker.
+    pub waiting: Waiting,
 }
 
 /// A backend's identity (its pool, name and address) and counters.
@@ -81,19 +84,21 @@ impl Live {
         self.take(SPARE, limit)
     }
 
+    /// How many places could be taken now.
+    pub fn room(&self, limit: Option<u32>) -> u32 {
+        let Some(limit) = limit else { return u32::MAX };
+        let taken = self.0.taken.load(SeqCst);
+        limit.saturating_sub(sessions(taken).saturating_add(spares(taken)))
+    }
+
     fn take(&self, place: u64, limit: Option<u32>) -> bool {
         let Some(limit) = limit else {
             self.0.taken.fetch_add(place, SeqCst);
             return true;
         };
-        let free = |taken| is_below(taken, limit);
+        let free = |taken| sessions(taken).saturating_add(spares(taken)) < limit;
         // Not add-check-undo: the moment before the undo would make another worker see a full house.
         self.0.taken.fetch_update(SeqCst, SeqCst, |taken| free(taken).then_some(taken + place)).is_ok()
-    }
-
-    /// Whether a place is free now; it may be gone by the time it is wanted.
-    pub fn has_room(&self, limit: Option<u32>) -> bool {
-        limit.is_none_or(|limit| is_below(self.0.taken.load(SeqCst), limit))
     }
 
     /// Takes a place or, where there is none, says that one is waited for.
@@ -135,11 +140,6 @@ impl Live {
     pub fn is_empty(&self) -> bool {
         self.0.taken.load(SeqCst) == 0
     }
-}
-
-/// Sessions and spares together.
-fn is_below(taken: u64, limit: u32) -> bool {
-    sessions(taken).saturating_add(spares(taken)) < limit
 }
 
 fn sessions(taken: u64) -> u32 {
@@ -216,7 +216,7 @@ impl Cells {
 
     /// The same of a pool.
     pub fn recall_pool(&mut self, name: &PoolName) -> &Arc<PoolCell> {
-        self.pools.entry(name.clone()).or_insert_with(|| Arc::new(pool(name.clone())))
+        self.pools.entry(name.clone()).or_insert_with(|| Arc::new(pool(name.clone(), self.shards)))
     }
 
     /// The same of a backend, and of its pool.
@@ -241,7 +241,7 @@ impl Cells {
             self.listeners.entry(name.clone()).or_insert_with(|| Arc::new(listener(name.clone(), self.shards)));
         }
         for (name, asked) in &config.pools {
-            let cell = self.pools.entry(name.clone()).or_insert_with(|| Arc::new(pool(name.clone())));
+            let cell = self.pools.entry(name.clone()).or_insert_with(|| Arc::new(pool(name.clone(), self.shards)));
             for asked in &asked.backends {
                 let reference = BackendRef { pool: name.clone(), backend: asked.name.clone() };
                 let key = (reference.clone(), asked.address.clone());
@@ -324,8 +324,8 @@ fn listener(name: ListenerName, shards: usize) -> ListenerCell {
     }
 }
 
-fn pool(name: PoolName) -> PoolCell {
-    PoolCell { name, ticket: Padded::default(), queued: Padded::default() }
+fn pool(name: PoolName, workers: usize) -> PoolCell {
+    PoolCell { name, ticket: Padded::default(), queued: Padded::default(), waiting: Waiting::new(workers) }
 }
 
 fn backend(reference: BackendRef, address: Address, pool: &Arc<PoolCell>, shards: usize) -> BackendCell {

@@ -9,6 +9,7 @@ mod counters;
 mod histogram;
 mod model;
 mod shared;
+mod waiting;
 
 pub use build::{BackendFacts, build, update};
 pub use carried::CarriedCells;

@@ -75,6 +75,8 @@ pub struct Pool {
     pub retries: u32,
     /// Where sessions wait for a place.
     pub queue: Option<Queue>,
+    /// A waiting session whose client has closed is given up, even if the client has sent something.
+    pub abort_on_close: bool,
     /// The PROXY header that its backends expect.
     pub send_proxy: Option<ProxyVersion>,
     /// Connections kept open ahead of need to each eligible backend, by all workers together.

@@ -158,7 +158,6 @@ fn a_drain_waits_for_sessions_and_not_for_spares() {
 #[test]
 fn spares_count_against_the_limit_and_give_way_to_sessions() {
     for rest in [", queue: off", ", queue: { max: 1, timeout: 20s }"] {
-        let refuses = rest.ends_with("off");
         let a = Backend::start(echo);
         let backends = format!("a: {{ address: \"{}\", max_connections: 4 }}", a.address);
         let lbd = Lbd::start(&web_of(&backends, &format!("spare_connections: 9{rest}")));
@@ -173,7 +172,7 @@ fn spares_count_against_the_limit_and_give_way_to_sessions() {
                 assert!(*active == sessions && sessions + spare <= 4, "{active} + {spare}");
             }
             let fifth = connect(lbd.web());
-            if refuses {
+            if rest.ends_with("off") {
                 assert_eq!(end_of(&fifth), End::Reset);
             } else {
                 until("it waits", || (lbd.stats()["pools"][0]["queued"] == 1).then_some(()));
@@ -181,7 +180,7 @@ fn spares_count_against_the_limit_and_give_way_to_sessions() {
                 echoes(&fifth).unwrap();
             }
         }
-        let refused = if refuses { json!({ "limit": 3 }) } else { json!({}) };
+        let refused = if rest.ends_with("off") { json!({ "limit": 3 }) } else { json!({}) };
         assert_eq!(lbd.listener("web")["refused"], refused);
     }
 }

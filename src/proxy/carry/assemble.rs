@@ -1,12 +1,11 @@
 //! Makes a worker of its picture. Up to [`Assembled::commit`] no descriptor of the predecessor's is read, written,
 //! closed or registered elsewhere, whatever goes wrong: it is executed again then, and finds all as it left it.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -112,11 +111,11 @@ impl Worker {
         places.take(cells)?;
         check.rows(&carried, |key| self.sessions.get(key as usize).map(|session| session.state))?;
         let CarriedWorker { retired, doors, again, queues, spares, stocks, .. } = carried;
-        let queues = queues.into_iter().map(|queue| {
-            Ok((cells.pool(queue.pool)?.name.clone(), queue.keys.into_iter().map(|key| key as usize).collect()))
-        });
-        self.queues = queues.collect::<Result<BTreeMap<_, VecDeque<_>>, Unfit>>()?;
+        for key in queues.into_iter().flat_map(|queue| queue.keys) {
+            self.queues.add(key as usize, &self.sessions[key as usize]);
+        }
         self.spares = Spares::assemble(spares, stocks, |number| cells.backend(number))?;
+        self.limits.spares.fetch_add(self.spares.iter().count() as u32, Relaxed);
         self.doors = doors.into_iter().map(|door| (door.key as usize, Door::assemble(door, &self.snapshot))).collect();
         for key in &again {
             self.sessions[*key as usize].again = true;
@@ -175,7 +174,7 @@ impl Worker {
         if self.shut_until.is_none() {
             self.open_doors(Hold::Shortage);
         }
-        self.room = true;
+        self.queues.look_at_all();
     }
 }
 

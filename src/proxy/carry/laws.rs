@@ -151,7 +151,12 @@ fn worker(sessions: Vec<CarriedSession>, spares: Vec<(bool, u64)>, mut fd: impl 
         table.push(session);
     }
     it.sessions = row(&table);
-    // In the order in which the worker has them: by name.
+    // In the order in which the worker has them: sessions as they came, pools by name.
+    for queue in &mut it.queues {
+        queue
+            .keys
+            .sort_by_key(|key| (table.iter().find(|session| session.key == *key).map(|session| session.since), *key));
+    }
     it.queues.sort_by_key(|queue| std::cmp::Reverse(queue.pool));
     for (n, (connected, since)) in spares.into_iter().enumerate() {
         it.spares.push(CarriedSpare { key: 2 * n as u32, fd: fd(), backend: 0, connected, since });

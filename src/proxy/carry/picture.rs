@@ -76,7 +76,7 @@ impl Worker {
                 None => queues.push(CarriedQueue { pool, keys: vec![key as u32] }),
             }
         };
-        self.queues.values().flatten().filter(|key| queued.remove(key)).for_each(|key| add(*key));
+        self.queues.keys().filter(|key| queued.remove(key)).for_each(&mut add);
         queued.into_iter().for_each(add);
         queues
     }

@@ -1,5 +1,6 @@
 //! Each thing that a session can be doing when the program is replaced.
 
+use crate::proxy::queue::Queues;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
@@ -110,14 +111,18 @@ fn a_key_that_a_list_still_has_of_a_session_that_ended_is_not_carried() {
     let worker = &mut parked[0];
     let (there, gone) = (worker.sessions.iter().next().unwrap().0, worker.sessions.vacant_key());
     worker.again.extend([gone, there, gone]);
-    worker.queues.entry("web".parse().unwrap()).or_default().extend([gone, there, gone]);
+    let pool = worker.sessions[there].pool.clone();
+    for (since, key) in [(1, gone), (2, there), (3, gone)] {
+        worker.queues.insert(&pool, since, key, false);
+    }
     let carried = worker.carry().unwrap();
     assert_eq!((carried.again.len(), carried.queues.len()), (0, 0), "{carried:?}");
     worker.sessions[there].again = true;
     assert_eq!(worker.carry().unwrap().again, [there as u32], "a session knows by itself that it could go on");
     let successor = Fleet::assemble(&fleet.file, through_bytes(&parked), 1);
     drop(successor.assembled);
-    parked[0].queues.clear();
+    parked[0].queues = Queues::new(0);
+    pool.waiting.show(0, None);
     fleet.run(parked);
     say(&mut client, b"still here");
 }
@@ -134,12 +139,15 @@ fn who_waits_and_stands_in_no_queue_is_the_last_of_it() {
         fleet.until_alive("it waits", |alive| alive.waiting == n);
     }
     let mut parked = fleet.park();
-    let queue = parked[0].queues.values_mut().next().unwrap();
-    let last = queue.pop_front().unwrap();
-    let expected: Vec<u32> = queue.iter().copied().chain([last]).map(|key| key as u32).collect();
+    let worker = &mut parked[0];
+    let (last, newest) = (worker.queues.keys().next().unwrap(), worker.queues.keys().last().unwrap());
+    worker.queues.remove(last, &worker.sessions[last]);
+    let expected: Vec<u32> = worker.queues.keys().chain([last]).map(|key| key as u32).collect();
     assert_eq!(parked[0].carry().unwrap().queues[0].keys, expected);
     drop(Fleet::assemble(&fleet.file, through_bytes(&parked), 1).assembled);
-    parked[0].queues.values_mut().next().unwrap().push_back(last);
+    let worker = &mut parked[0];
+    worker.sessions[last].since = worker.sessions[newest].since + 1;
+    worker.queues.add(last, &worker.sessions[last]);
     fleet.run(parked);
     say_goodbye(first);
     for n in [1, 2, 0] {

@@ -121,7 +121,9 @@ const DOORWAYS: &[(&str, &[&str])] = &[
             "daemon/machine.rs",
             "daemon/mod.rs",
             "daemon/signals.rs",
+            "daemon/sockets.rs",
             "daemon/systemd.rs",
+            "daemon/unix_listener.rs",
             "daemon/upgrade/",
             "bin/",
         ],
@@ -159,7 +161,14 @@ const DOORWAYS: &[(&str, &[&str])] = &[
     ("slab", &["proxy/worker.rs", "proxy/stock.rs", "probe/prober.rs"]), // the tables of sessions, of spares and of probes
     (
         "socket2",
-        &["control/socket.rs", "probe/prober/tests.rs", "proxy/adopt.rs", "proxy/door.rs", "bin/lbtest/servers.rs"],
+        &[
+            "control/socket.rs",
+            "daemon/unix_listener.rs",
+            "probe/prober/tests.rs",
+            "proxy/adopt.rs",
+            "proxy/door.rs",
+            "bin/lbtest/servers.rs",
+        ],
     ),
     ("strsim", &["config/keys.rs"]),
     // The control plane's runtime; a worker only holds the ends of channels.

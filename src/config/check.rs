@@ -13,7 +13,7 @@ use super::model::*;
 use super::place;
 use super::pool;
 use super::problem::Problem;
-use super::reader::{Checked, Item, Path, Placed, Plain, Reader};
+use super::reader::{Checked, Item, Path, Placed, Plain, Read, Reader};
 use super::value::{self, MILLISECOND, boolean, duration, duration_or_never, number, number32, one_of, whole_seconds};
 use crate::words::{Address, ListenerName};
 
@@ -100,7 +100,11 @@ fn listener(r: &mut Reader, item: Item<'_>) -> ListenerDraft {
     let idle_timeout = r.optional(&fields, "idle_timeout", Plain(duration_or_never(MILLISECOND)));
     let keepalive = r.optional(&fields, "keepalive", keepalive);
     let accept_proxy = r.optional(&fields, "accept_proxy", accept_proxy);
+    let is_unix = |bind: &Placed<Address>| matches!(bind.value, Address::Unix(_));
+    let unix = binds.as_ref().is_none_or(|binds| binds.is_empty() || binds.iter().any(is_unix));
     draft.binds = binds.unwrap_or_default();
+    let mode = r.optional(&fields, "mode", of_unix(unix, value::mode));
+    let group = r.optional(&fields, "group", of_unix(unix, value::text("the name of a group")));
     draft.listener = draft.pool.as_ref().and_then(|pool| pool.value.parse().ok()).map(|pool| Listener {
         bind: draft.binds.iter().map(|bind| bind.value.clone()).collect(),
         pool,
@@ -108,8 +112,23 @@ fn listener(r: &mut Reader, item: Item<'_>) -> ListenerDraft {
         idle_timeout: idle_timeout.unwrap_or(defaults::IDLE_TIMEOUT),
         keepalive: keepalive.unwrap_or(defaults::KEEPALIVE),
         accept_proxy,
+        access: SocketAccess { mode, group },
     });
     draft
+}
+
+/// Reads what has a meaning for Unix sockets alone.
+fn of_unix<T>(
+    unix: bool,
+    read: impl FnOnce(&Node) -> Result<T, String>,
+) -> impl FnOnce(&mut Reader, Item<'_>) -> Option<T> {
+    move |r, item| {
+        if unix {
+            return Plain(read).read(r, item);
+        }
+        r.report(item.node.at, item.path, "this is for unix: addresses, and `bind` has none; remove it");
+        None
+    }
 }
 
 /// One address, or a list of them.

@@ -297,6 +297,11 @@ mod tests {
         for (key, value) in [("max_connections", "5"), ("idle_timeout", "5s")] {
             seen(text(&format!(", {key}: {value}"), "", same, ""), key);
         }
+        let unix = |more: &str| text(more, "", same, "").replace("0.0.0.0:80", "unix:/run/l.sock");
+        for (key, value) in [("mode", "\"0600\""), ("group", "x")] {
+            let diff = ConfigDiff::between(&parse(unix("")), &parse(unix(&format!(", {key}: {value}"))));
+            assert_eq!(diff.summary().len(), 1, "{key}: {diff:?}");
+        }
         for (key, value) in [("idle", "5s"), ("interval", "5s"), ("count", "5")] {
             seen(text(&format!(", keepalive: {{ {key}: {value} }}"), "", same, ""), &format!("keepalive.{key}"));
         }

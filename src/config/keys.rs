@@ -95,6 +95,8 @@ pub static LISTENER: Keys = Keys {
         value("idle_timeout"),
         section("keepalive", &KEEPALIVE),
         section("accept_proxy", &ACCEPT_PROXY),
+        value("mode"),
+        value("group"),
     ],
     later: &[],
     synonyms: &[
@@ -108,6 +110,7 @@ pub static LISTENER: Keys = Keys {
         ("maxconn", "max_connections"),
         ("keep_alive", "keepalive"),
         ("proxy_protocol", "accept_proxy"),
+        ("permissions", "mode"),
     ],
     advice: &[
         ("port", "write it in the address, as in `bind: \"0.0.0.0:8080\"`"),

@@ -47,6 +47,17 @@ pub struct Listener {
     pub keepalive: Keepalive,
     /// Whose connections begin with a PROXY header; `None`: nobody's.
     pub accept_proxy: Option<AcceptProxy>,
+    /// Who may connect to its Unix sockets.
+    pub access: SocketAccess,
+}
+
+/// Who may connect to a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SocketAccess {
+    /// Its permission bits; `None`: as the umask leaves them.
+    pub mode: Option<u32>,
+    /// Its group, by name; `None`: the daemon's own.
+    pub group: Option<String>,
 }
 
 /// Whose connections must begin with a PROXY header. Everybody else's must not, and are taken as they come.

@@ -12,7 +12,7 @@ use crate::words::CheckSpec;
 pub(super) type Keyed = Vec<(&'static str, String)>;
 
 pub(super) fn listener(listener: &Listener) -> Keyed {
-    let Listener { bind, pool, max_connections, idle_timeout, keepalive, accept_proxy } = listener;
+    let Listener { bind, pool, max_connections, idle_timeout, keepalive, accept_proxy, access } = listener;
     let Keepalive { idle, interval, count } = keepalive;
     let trusted = accept_proxy.as_ref().map(|from| {
         let unix = from.unix.then(|| "unix:".to_owned());
@@ -27,6 +27,8 @@ pub(super) fn listener(listener: &Listener) -> Keyed {
         ("keepalive.interval", spell(*interval)),
         ("keepalive.count", count.to_string()),
         ("accept_proxy.from", or_none(trusted.as_ref())),
+        ("mode", access.mode.map_or("none".into(), |mode| format!("{mode:04o}"))),
+        ("group", or_none(access.group.as_ref())),
     ]
 }
 

@@ -3,7 +3,7 @@
 
 pub mod client;
 mod names;
-mod node;
+pub mod node;
 mod noted;
 mod place;
 mod reply;

@@ -1,6 +1,7 @@
 //! Everything the daemon can do to the world. The supervisor decides on actions; [`super::effects`]
 //! performs them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use super::event::{AskId, BackendKey, Decision};
 use super::supervisor::CarriedSupervisor;
 use super::upgrade::Target;
-use crate::config::{Control, LogLevel};
+use crate::config::{Control, LogLevel, SocketAccess};
 use crate::control::Reply;
 use crate::probe::Outlook;
 use crate::proxy::{Sessions, Unaccepted};
@@ -24,8 +25,15 @@ pub enum Action {
     ReadKept,
     /// Nobody wants what is being read any more; answered by `LateReadIsOver` instead.
     ForgetRead,
-    /// Bind these addresses, all or none; answered by `Bound` or `NotBound`.
-    Bind(Vec<Address>),
+    /// Bind these addresses, all or none, with paths accessible as given; answered by `Bound` or `NotBound`.
+    Bind(Vec<Address>, BTreeMap<Address, SocketAccess>),
+    /// Give Unix listeners these permission bits and groups.
+    Permit(BTreeMap<Address, SocketAccess>),
+    /// Bind these addresses anew, whose sockets in these workers were ended, each as far as it can be; answered by `Rebound`.
+    Rebind(BTreeMap<Address, BTreeSet<usize>>),
+    /// Look whether everybody who is to be accepted can come in; answered by `LookedAtSockets` with this number, and
+    /// by `SocketEnded` for what workers find.
+    LookAtSockets(u64),
     /// Put a snapshot in force, accept on what was bound for it, let go of what it no longer has; every worker
     /// acknowledges it.
     Publish {

@@ -113,10 +113,10 @@ impl Left {
             effects.limits.ran_short(at); // it was told of
         }
         self.settlement.catch_up(&mut assembled);
-        let (how, mut stand_in) = self.settlement.settle(now().micros, supervisor.cells().sessions());
+        let (mut how, mut stand_in) = self.settlement.settle(now().micros, supervisor.cells().sessions());
         effects.crew.begin(assembled.into_iter().map(|worker| worker.commit()));
         stand_in.end();
-        effects.sockets.bind_further(&self.doors, count, &effects.notifier);
+        how.silent = effects.sockets.bind_further(&self.doors, count, &effects.notifier);
         how
     }
 }

@@ -1,9 +1,9 @@
 //! Performs what the supervisor decided: the only place that binds, publishes and speaks to the workers.
 //! It hardly decides anything; what comes of an action goes back as an event.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::poll_fn;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,13 +25,15 @@ use super::stall::{Calls, Outside};
 use super::state::Keeper;
 use super::systemd::Notifier;
 use super::unit;
+use super::unix_listener::{Access, Paths, known_group, look_up_group};
 use super::upgrade::{Standing, Target};
 use super::watch::{Timing, Watcher};
+use crate::config::SocketAccess;
 use crate::control::server::{answer_late, has_gone};
 use crate::control::socket::ControlSocket;
 use crate::control::{Reply, Roll};
-use crate::probe::Prober;
-use crate::proxy::{self, Command, Limits, Line};
+use crate::probe::{Prober, most_at_a_time};
+use crate::proxy::{self, Command, Limits, Line, Unaccepted};
 use crate::snapshot::{Publisher, Revision};
 use crate::words::{Address, Generation};
 
@@ -145,6 +147,8 @@ pub struct Effects {
     pub(super) parked: Option<Standing>,
     /// Where clients are accepted.
     pub sockets: Sockets,
+    /// Looks whether those that have a path are still found by it.
+    pub paths: Paths,
     /// What writes operators' decisions down, where they are kept.
     pub keeper: Option<Keeper>,
     /// Where the service manager's answer comes in.
@@ -169,15 +173,21 @@ impl Effects {
                 events.push_back(Event::ConfigRead(read));
             }
             Action::ForgetRead => self.forgotten = true,
-            Action::Bind(addresses) => events.push_back(self.bind(addresses)),
+            Action::Bind(addresses, access) => events.push_back(self.bind(addresses, access)),
+            Action::Permit(access) => self.sockets.permit(resolved(access)),
+            Action::Rebind(lost) => events.push_back(self.rebind(lost)),
+            Action::LookAtSockets(number) => self.look_at_sockets(number, events),
             Action::Publish { snapshot, doors } => {
                 let revision = snapshot.revision;
+                let backends = snapshot.pools.iter().map(|pool| pool.backends.len()).sum();
                 if self.in_force.0 != snapshot.generation {
                     self.in_force = (snapshot.generation, self.read.clone());
                     self.keep_in_force();
                 }
                 self.publisher.publish(snapshot);
                 self.change(&doors, revision);
+                let probes = most_probes(backends, self.limits.descriptors());
+                self.limits.set_aside(self.crew.lines.len(), self.sockets.descriptors(), probes);
             }
             Action::Cut(which) => self.tell_all(|| Command::Cut(which.clone())),
             Action::Probe(key, spec, outlook) => {
@@ -251,10 +261,43 @@ impl Effects {
         }
     }
 
-    fn bind(&mut self, addresses: Vec<Address>) -> Event {
-        match self.sockets.bind(addresses, self.crew.lines.len()) {
+    fn bind(&mut self, addresses: Vec<Address>, access: BTreeMap<Address, SocketAccess>) -> Event {
+        match self.sockets.bind(addresses, resolved(access), self.crew.lines.len()) {
             Ok(bound) => Event::Bound(bound),
             Err(reasons) => Event::NotBound(reasons),
+        }
+    }
+
+    fn rebind(&mut self, lost: BTreeMap<Address, BTreeSet<usize>>) -> Event {
+        let results = lost.into_iter().map(|(address, ended)| {
+            let bound = self.sockets.rebind(&address, &ended, self.crew.lines.len(), &self.notifier);
+            let result = bound.map(|sockets| self.listen_instead(&address, &ended, sockets));
+            (address, result)
+        });
+        Event::Rebound(results.collect())
+    }
+
+    /// Has workers accept on these; at a path in place of the socket that nobody finds any more.
+    fn listen_instead(&self, address: &Address, ended: &BTreeSet<usize>, sockets: Vec<(usize, OwnedFd)>) {
+        let change = |listen, release| Command::Change { listen, release, revision: Revision::default() };
+        if matches!(address, Address::Unix(_)) {
+            self.tell_all(|| change(Vec::new(), vec![(address.clone(), Unaccepted::Accept)]));
+        } else if self.notifier.is_heard() {
+            let living = self.crew.lines.iter().enumerate().filter(|(worker, _)| !ended.contains(worker));
+            living.for_each(|(_, line)| told(line.tell(Command::LendDoors(address.clone()))));
+        }
+        for (worker, socket) in sockets {
+            if let Some(line) = self.crew.lines.get(worker) {
+                told(line.tell(change(vec![(address.clone(), socket)], Vec::new())));
+            }
+        }
+    }
+
+    fn look_at_sockets(&self, number: u64, events: &mut VecDeque<Event>) {
+        self.tell_all(|| Command::LookAtDoors);
+        match self.sockets.paths() {
+            paths if paths.is_empty() => events.push_back(Event::LookedAtSockets(number, Vec::new())),
+            paths => self.paths.look(number, paths),
         }
     }
 
@@ -356,6 +399,20 @@ pub async fn somebody_goes(waiting: &mut HashMap<AskId, Asker>) {
         if any { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
+}
+
+/// As many descriptors as probes take at a time, whatever the checks are; one that is over may still be read to its end.
+pub fn most_probes(backends: usize, descriptors: u64) -> usize {
+    2 * backends.min(most_at_a_time(descriptors))
+}
+
+/// With groups in place of their names. The file was read before, and its groups looked up with it.
+fn resolved(access: BTreeMap<Address, SocketAccess>) -> BTreeMap<Address, Access> {
+    let resolve = |SocketAccess { mode, group }| Access {
+        mode,
+        group: group.and_then(|name| known_group(&name).or_else(|| look_up_group(&name).ok()?)),
+    };
+    access.into_iter().map(|(address, access)| (address, resolve(access))).collect()
 }
 
 fn told(result: Result<(), proxy::Unanswered>) {

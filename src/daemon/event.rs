@@ -45,6 +45,8 @@ pub struct TookOver {
     pub shut: Duration,
     /// Established sessions had to be cut, for this reason.
     pub lost: Option<String>,
+    /// Addresses at which nobody accepts, as asked for: their sockets were ended just before.
+    pub silent: Vec<Address>,
 }
 
 /// Who wants the configuration read.
@@ -119,6 +121,12 @@ pub enum Event {
     Bound(BTreeMap<Address, Address>),
     /// Not all could be bound, so none is; each with the reason.
     NotBound(Vec<(Address, String)>),
+    /// Somebody else has ended the listening socket that this worker has at an address, as asked for.
+    SocketEnded(Address, usize),
+    /// The listening sockets were looked at, for at least this time; those that lead nowhere, and why.
+    LookedAtSockets(u64, Vec<(Address, String)>),
+    /// These addresses are bound anew, or are not for this reason.
+    Rebound(Vec<(Address, Result<(), String>)>),
     /// An operator asks.
     Asked(AskId, Request, Peer),
     /// An operator who waited has gone.

@@ -2,16 +2,17 @@
 //! there, and who has its ports. `lbd --check` warns of it; a start and a reload find out by acting, and are refused.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, Group, Uid, User, access};
+use nix::unistd::{AccessFlags, Uid, User, access};
 
 use super::event::FileRead;
+use super::unix_listener::look_up_group;
 use crate::config::{Config, Warning, placed};
 use crate::words::Address;
 
@@ -94,7 +95,7 @@ fn hints(config: &Config) -> Vec<Warning> {
 const IN_USE: &str = "is in use by another process; stop it or choose another port";
 
 /// Who has a port that could not be bound, for the message.
-pub fn who_has(address: SocketAddr) -> String {
+fn who_has(address: SocketAddr) -> String {
     let used = || LocalPorts::read().is_some_and(|local| local.range.contains(&address.port()));
     match Listening::read().holder(address) {
         Some(holder) => format!("{IN_USE} ({holder})"),
@@ -107,15 +108,52 @@ pub fn who_has(address: SocketAddr) -> String {
     }
 }
 
-fn no_group(config: &Config) -> Option<Warning> {
-    let name = config.control.group.as_ref()?;
-    match Group::from_name(name) {
-        Ok(None) => {
-            let message = format!("there is no group \"{name}\"; create it or name another");
-            Some(Warning::new(&["control", "group"], message))
+/// Why an address could not be bound, and how to mend it.
+pub fn why_not_bound(address: &Address, e: &io::Error) -> String {
+    match (e.kind(), address) {
+        (ErrorKind::AddrInUse, Address::Ip(ip)) => who_has(*ip),
+        (ErrorKind::AddrInUse, _) => e.to_string(),
+        (ErrorKind::AddrNotAvailable, _) => "is not an address of this machine; see `ip address`".into(),
+        (ErrorKind::PermissionDenied, _) => {
+            "is not allowed to this user; ports below 1024 need CAP_NET_BIND_SERVICE, paths a writable folder".into()
         }
-        _ => None,
+        (ErrorKind::NotFound, _) => "is in a folder that does not exist; create it".into(),
+        _ => format!("cannot be bound: {e}"),
     }
+}
+
+/// Groups that are not there. Those of listeners are known from then on to whoever binds their sockets.
+fn no_group(config: &Config) -> Vec<Warning> {
+    let control = config.control.group.iter().map(|name| (vec!["control", "group"], name));
+    let listeners = config
+        .listeners
+        .iter()
+        .filter_map(|(listener, it)| Some((vec!["listeners", listener.as_str(), "group"], it.access.group.as_ref()?)));
+    let missing = |(at, name): (Vec<&str>, &String)| match look_up_group(name) {
+        Ok(None) => Some(Warning::new(&at, format!("there is no group \"{name}\"; create it or name another"))),
+        _ => None,
+    };
+    control.chain(listeners).filter_map(missing).collect()
+}
+
+/// Looks up the groups that listeners name, at a start.
+///
+/// # Errors
+/// There is none of a name.
+pub fn look_up_groups(config: &Config) -> Result<(), String> {
+    let groups = config.listeners.iter().filter_map(|(name, listener)| Some((name, listener.access.group.as_ref()?)));
+    for (name, group) in groups {
+        match look_up_group(group) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return Err(format!(
+                    "listeners.{name}.group: there is no group \"{group}\"; create it or name another"
+                ));
+            }
+            Err(e) => return Err(format!("listeners.{name}.group: the group \"{group}\" cannot be looked up: {e}")),
+        }
+    }
+    Ok(())
 }
 
 /// Why nothing can be bound at an address, whatever the port.

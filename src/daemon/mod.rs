@@ -22,6 +22,7 @@ pub mod state;
 pub mod supervisor;
 pub mod systemd;
 pub mod unit;
+mod unix_listener;
 pub mod upgrade;
 pub mod watch;
 
@@ -44,11 +45,11 @@ use crate::control::{Names, Place};
 use crate::probe::Prober;
 use crate::proxy::{self, Limits, Setup, Worker};
 use crate::snapshot::publish_first;
-use crate::words::Happening;
+use crate::words::{Address, Happening};
 use action::Exit;
 use beginning::Origin;
 use crew::Crew;
-use effects::{Effects, Source};
+use effects::{Effects, Source, most_probes};
 use event::{Event, FileRead, Now, ReloadBy};
 use files::Files;
 use folder::Folder;
@@ -56,12 +57,15 @@ use in_force::InForce;
 use sources::{Sources, told_by_probe};
 use stall::{Calls, Outside};
 use supervisor::{Facts, Supervisor};
+use unix_listener::Paths;
 use upgrade::{Heritage, LONG, or_back, persist};
 
 /// Requests of operators that may wait for the supervisor.
 const ASKS: usize = 64;
 /// Failed dials that may wait for it.
 const OUTCOMES: usize = 1024;
+/// Fewer sessions than this are worth a warning at the start.
+const FEW: u32 = 64;
 /// How long to wait where nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long the last answers and the last lines of the log may take at the end.
@@ -211,6 +215,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     }
     .map_err(kernel("a worker cannot start"))?;
     let workers = seats.len();
+    set_aside(&limits, &start.config, workers);
     let facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -224,7 +229,9 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let Origin { supervisor, sockets, control, control_door, roll, answers, asked, installed, seen, left } =
         match start.heritage.take() {
             None => {
-                info!(workers, descriptors, sessions = limits.most, "lbd {} starts", facts.version);
+                machine::look_up_groups(&start.config)?;
+                info!(workers, descriptors, sessions = limits.most(), "lbd {} starts", facts.version);
+                warn_of_few(&limits, descriptors);
                 beginning::anew(&mut start, facts, kept)?
             }
             Some(heritage) => beginning::inherited(heritage, &start.config, facts)?,
@@ -254,6 +261,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let (changed_sender, changed) = mpsc::channel(1);
     let (job_sender, job) = mpsc::channel(1);
     let (checked_sender, checked) = mpsc::channel(1);
+    let (paths, looked) = persist(LONG, Paths::start).map_err(kernel("the thread that looks at paths cannot start"))?;
     let prober = Prober::new(descriptors).map_err(kernel("probes cannot be made"))?;
     let mut effects = Effects {
         control,
@@ -286,6 +294,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         asked,
         parked: None,
         sockets,
+        paths,
         keeper,
         job: job_sender,
         turned: 0,
@@ -301,6 +310,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
         outcomes,
         job,
         written,
+        looked,
         checked,
         held: None,
         signals_held: false,
@@ -338,7 +348,7 @@ fn digest(
         if matches!(event, Event::Frozen(_)) {
             // What nobody has heard when another program is executed is lost.
             let probes = effects.prober.arrived(Instant::now()).into_iter().map(told_by_probe);
-            let earlier: Vec<Event> = probes.chain(std::iter::from_fn(|| sources.arrived())).collect();
+            let earlier: Vec<Event> = probes.chain(std::iter::from_fn(|| sources.arrived(effects))).collect();
             if !earlier.is_empty() {
                 events.push_front(event);
                 earlier.into_iter().rev().for_each(|earlier| events.push_front(earlier));
@@ -352,6 +362,24 @@ fn digest(
         }
     }
     None
+}
+
+/// As the sockets of a configuration will have it once they are bound.
+fn set_aside(limits: &Limits, config: &Config, workers: usize) {
+    let addresses = config.listeners.values().flat_map(|listener| &listener.bind);
+    let sockets = addresses.map(|address| if matches!(address, Address::Ip(_)) { workers } else { 1 }).sum();
+    let backends = config.pools.values().map(|pool| pool.backends.len()).sum();
+    limits.set_aside(workers, sockets, most_probes(backends, limits.descriptors()));
+}
+
+fn warn_of_few(limits: &Limits, descriptors: u64) {
+    if limits.most() < FEW {
+        warn!(
+            descriptors,
+            sessions = limits.most(),
+            "beside what workers and listeners need there are descriptors for few sessions; raise LimitNOFILE= (ulimit -n)"
+        );
+    }
 }
 
 fn worker_count(asked: Workers) -> usize {

@@ -2,16 +2,17 @@
 //! shared out among the workers, kept in systemd's store, let go. What a worker does with one is `proxy`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
 
+use nix::unistd::Gid;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::machine;
+use super::machine::why_not_bound;
 use super::systemd::{Notifier, is_ours, store_name};
+use super::unix_listener::{self, Access, Listed, file_of, remove_file_of};
+use crate::control::node::Id;
 use crate::proxy::{self, Bound, Inherited, Unaccepted};
 use crate::words::Address;
 
@@ -33,6 +34,8 @@ pub struct Sockets {
     turn: usize,
     /// Bound for workers that a predecessor did not have, to be handed out with whatever comes next.
     further: Shares,
+    /// Who may connect to a Unix socket, where the file says so.
+    access: BTreeMap<Address, Access>,
 }
 
 /// All of it for a program that takes over in place; the sockets that workers have are carried with them.
@@ -52,6 +55,12 @@ struct CarriedHeld {
     lent: bool,
     ours: usize,
     adopted: usize,
+    #[serde(default)]
+    file: Option<Id>,
+    #[serde(default)]
+    mode: Option<u32>,
+    #[serde(default)]
+    group: Option<u32>,
 }
 
 /// What is known of an address once it is bound.
@@ -67,6 +76,8 @@ struct Held {
     ours: usize,
     /// How many were adopted; they come first.
     adopted: usize,
+    /// Which file it is, where it is one.
+    file: Option<Id>,
 }
 
 impl Sockets {
@@ -91,6 +102,9 @@ impl Sockets {
             lent: held.lent,
             ours: held.ours,
             adopted: held.adopted,
+            file: held.file,
+            mode: self.access_of(asked).mode,
+            group: self.access_of(asked).group.map(Gid::as_raw),
         });
         let inherited = self.inherited.iter().map(|i| (i.number(), i.name.clone()));
         CarriedSockets { inherited: inherited.collect(), held: held.collect(), turn: self.turn }
@@ -103,27 +117,43 @@ impl Sockets {
     pub fn inherit(carried: CarriedSockets, inherited: Vec<(OwnedFd, String)>) -> Result<Self, String> {
         let address = |text: &str| text.parse().map_err(|e| format!("\"{text}\" was carried over, but {e}"));
         let mut held = BTreeMap::new();
-        for CarriedHeld { asked, actual, stored, lent, ours, adopted } in carried.held {
+        let mut access = BTreeMap::new();
+        for CarriedHeld { asked, actual, stored, lent, ours, adopted, file, mode, group } in carried.held {
+            access.insert(address(&asked)?, Access { mode, group: group.map(Gid::from_raw) });
             let actual = address(&actual)?;
-            held.insert(address(&asked)?, Held { actual, stored, lent, ours, adopted });
+            let file = file.or_else(|| file_of(&actual));
+            held.insert(address(&asked)?, Held { actual, stored, lent, ours, adopted, file });
         }
         let tidied = true; // or the store would be emptied of what it holds for us
-        Ok(Self { held, turn: carried.turn, tidied, ..Self::new(inherited) })
+        Ok(Self { held, turn: carried.turn, tidied, access, ..Self::new(inherited) })
     }
 
     /// Binds what is missing where there are more workers than a predecessor had. `there` tells, by address as asked for, which
-    /// workers have a socket. Where one more is refused, clients are served by those that have one.
-    pub fn bind_further(&mut self, there: &BTreeMap<Address, BTreeSet<usize>>, workers: usize, systemd: &Notifier) {
+    /// workers have a socket. Where one more is refused, clients are served by those that have one. Returns the addresses
+    /// at which nobody accepts: their sockets were ended just before.
+    pub fn bind_further(
+        &mut self,
+        there: &BTreeMap<Address, BTreeSet<usize>>,
+        workers: usize,
+        systemd: &Notifier,
+    ) -> Vec<Address> {
         self.further = (0..workers).map(|_| Vec::new()).collect();
-        for (asked, held) in self.held.iter_mut().filter(|(asked, held)| matches!(asked, Address::Ip(_)) && !held.lent)
-        {
-            let Some(have) = there.get(asked) else { continue };
+        let mut silent = Vec::new();
+        for (asked, held) in &mut self.held {
+            let Some(have) = there.get(asked) else {
+                silent.push(asked.clone());
+                continue;
+            };
+            let Address::Ip(ip) = held.actual else { continue };
+            if held.lent {
+                continue;
+            }
             let without: Vec<usize> = (0..workers).filter(|worker| !have.contains(worker)).collect();
             if without.is_empty() {
                 continue;
             }
             let known = [held.actual.clone()];
-            let sockets = match proxy::bind(&held.actual, without.len(), &known) {
+            let sockets = match proxy::bind(ip, without.len(), &known) {
                 Ok(Bound { sockets, .. }) => sockets,
                 Err(e) => {
                     let workers = without.len();
@@ -138,6 +168,7 @@ impl Sockets {
                 self.further[worker].push((asked.clone(), socket));
             }
         }
+        silent
     }
 
     /// The addresses in force: as asked for, and as they are.
@@ -150,15 +181,17 @@ impl Sockets {
         self.held.values().map(|held| held.ours).sum()
     }
 
-    /// Has a socket for each worker at every address, or none at all.
+    /// Has a socket for each worker at every address, or none at all. `access` says who may connect to those with a path.
     ///
     /// # Errors
     /// Each address that cannot be bound, with the reason and how to mend it.
     pub fn bind(
         &mut self,
         addresses: Vec<Address>,
+        access: BTreeMap<Address, Access>,
         workers: usize,
     ) -> Result<BTreeMap<Address, Address>, Vec<(Address, String)>> {
+        self.access.extend(access);
         let mut reasons = Vec::new();
         for address in addresses {
             match self.acquire(&address, workers) {
@@ -174,7 +207,7 @@ impl Sockets {
         }
         for (address, (held, _)) in std::mem::take(&mut self.fresh) {
             if held.adopted == 0 {
-                remove_file_of(&address);
+                remove_file_of(&address, held.file);
             }
         }
         Err(reasons)
@@ -186,9 +219,7 @@ impl Sockets {
             // A stale socket of our own must not pass for another process.
             let known = self.held.values().chain(self.fresh.values().map(|(held, _)| held)).map(|held| &held.actual);
             let known: Vec<Address> = known.chain(self.inherited.iter().map(|i| &i.address)).cloned().collect();
-            let Bound { address: actual, sockets } = proxy::bind(address, workers, &known)?;
-            let (stored, ours) = ([store_name(address)].into(), sockets.len());
-            return Ok((Held { actual, stored, lent: false, ours, adopted: 0 }, sockets));
+            return self.bind_anew(address, workers, &known);
         }
         let count = adopted.len();
         let mut stored: BTreeSet<String> = adopted.iter().map(|i| i.name.clone()).filter(|n| is_ours(n)).collect();
@@ -203,7 +234,95 @@ impl Sockets {
         }
         info!(address = %actual, sockets = sockets.len(), adopted = count, "listening socket adopted");
         let ours = sockets.len() - lent;
-        Ok((Held { actual, stored, lent: lent > 0, ours, adopted: count }, sockets))
+        let file = file_of(&actual);
+        if let (Address::Unix(path), Some(id), 0) = (&actual, file, lent) {
+            unix_listener::permit(path, id, &self.access_of(address))?;
+        }
+        Ok((Held { actual, stored, lent: lent > 0, ours, adopted: count, file }, sockets))
+    }
+
+    fn bind_anew(&self, address: &Address, workers: usize, known: &[Address]) -> io::Result<(Held, Vec<OwnedFd>)> {
+        let (actual, sockets, file) = match address {
+            Address::Unix(path) => {
+                let (socket, id) = unix_listener::bind(path, &self.access_of(address))?;
+                (address.clone(), vec![socket], Some(id))
+            }
+            Address::Ip(ip) => {
+                let Bound { address, sockets } = proxy::bind(*ip, workers, known)?;
+                (address, sockets, None)
+            }
+        };
+        let (stored, ours) = ([store_name(address)].into(), sockets.len());
+        Ok((Held { actual, stored, lent: false, ours, adopted: 0, file }, sockets))
+    }
+
+    /// Changes who may connect to the Unix sockets in force.
+    pub fn permit(&mut self, access: BTreeMap<Address, Access>) {
+        for (address, access) in access {
+            if let (Address::Unix(path), Some(Held { file: Some(id), lent: false, .. })) =
+                (&address, self.held.get(&address))
+                && let Err(e) = unix_listener::permit(path, *id, &access)
+            {
+                error!(%address, "its mode and group cannot be set: {e}");
+            }
+            self.access.insert(address, access);
+        }
+    }
+
+    /// How many descriptors the listening sockets take, those of all workers together.
+    pub fn descriptors(&self) -> usize {
+        self.held.values().map(|held| held.ours.max(held.adopted)).sum::<usize>() + self.inherited.len()
+    }
+
+    fn access_of(&self, address: &Address) -> Access {
+        self.access.get(address).cloned().unwrap_or_default()
+    }
+
+    /// Binds an address in force anew, whose sockets in these workers were ended (all of them, where a path leads nowhere); which worker
+    /// is to have which. Takes all that are of the address out of systemd's store: the living must be lent to it again.
+    ///
+    /// # Errors
+    /// It cannot be bound, for this reason.
+    pub fn rebind(
+        &mut self,
+        asked: &Address,
+        ended: &BTreeSet<usize>,
+        workers: usize,
+        systemd: &Notifier,
+    ) -> Result<Vec<(usize, OwnedFd)>, String> {
+        let Some(actual) = self.held.get(asked).map(|held| held.actual.clone()) else { return Ok(Vec::new()) };
+        self.inherited.retain(Inherited::is_listening);
+        let whole = matches!(actual, Address::Unix(_)) || ended.len() >= workers;
+        let known: Vec<Address> = if whole { Vec::new() } else { vec![actual.clone()] };
+        let (fresh, sockets) = self.bind_anew(&actual, ended.len(), &known).map_err(|e| why_not_bound(&actual, &e))?;
+        let Some(held) = self.held.get_mut(asked) else { return Ok(Vec::new()) };
+        // The store takes things out by their name alone, the living with the dead; those come in again as workers lend them.
+        std::mem::take(&mut held.stored).iter().for_each(|name| systemd.forget(name));
+        if whole || held.lent {
+            (held.ours, held.adopted, held.lent) = (sockets.len(), 0, false);
+        }
+        held.file = fresh.file;
+        held.stored.insert(store_name(asked));
+        keep(systemd, asked, &actual, &sockets);
+        let alone = [self.turn % workers];
+        let owners: Vec<usize> = if fresh.file.is_some() { alone.to_vec() } else { ended.iter().copied().collect() };
+        Ok(owners.into_iter().zip(sockets).collect())
+    }
+
+    /// A socket of an address that others of were taken out of systemd's store with.
+    pub fn keep_too(&self, asked: &Address, socket: OwnedFd, systemd: &Notifier) {
+        if let Some(held) = self.held.get(asked) {
+            keep(systemd, asked, &held.actual, &[socket]);
+        }
+    }
+
+    /// The sockets in force that have a path, to be looked at. Those of a socket unit are systemd's to look after.
+    pub fn paths(&self) -> Vec<Listed> {
+        let listed = self.held.iter().filter(|(_, held)| !held.lent).filter_map(|(asked, held)| {
+            let Address::Unix(path) = asked else { return None };
+            Some(Listed { address: asked.clone(), path: path.clone(), id: held.file? })
+        });
+        listed.collect()
     }
 
     /// systemd binds `ListenStream=80` to `[::]:80`, which nobody would take for `0.0.0.0:80`.
@@ -221,11 +340,10 @@ impl Sockets {
 
     /// Whatever listens at an address already. A name says which one a port 0 has become.
     fn take_inherited(&mut self, address: &Address) -> Vec<Inherited> {
-        if let Address::Unix(path) = address
-            && !fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-        {
+        if matches!(address, Address::Unix(path) if unix_listener::file_at(path).is_none()) {
             return Vec::new(); // nobody could reach it any more
         }
+        self.inherited.retain(Inherited::is_listening);
         let any_port = matches!(address, Address::Ip(ip) if ip.port() == 0).then(|| store_name(address));
         let is_it = |i: &mut Inherited| i.address == *address || any_port.as_ref().is_some_and(|name| i.name == *name);
         self.inherited.extract_if(.., is_it).collect()
@@ -271,7 +389,7 @@ impl Sockets {
             let stays = held.lent || unaccepted == Unaccepted::Leave;
             lent.extend(held.lent.then(|| held.actual.clone()));
             if !stays {
-                remove_file_of(address);
+                remove_file_of(address, held.file);
                 held.stored.iter().for_each(|name| systemd.forget(name));
             }
             all.push((address.clone(), if stays { Unaccepted::Leave } else { Unaccepted::Accept }));
@@ -289,7 +407,10 @@ impl Sockets {
         for stale in self.inherited.extract_if(.., |i| is_ours(&i.name)) {
             if !wanted.contains(&stale.address) {
                 info!(address = %stale.address, "no listener has this address any more; its socket is closed");
-                remove_file_of(&stale.address);
+                stale.end();
+                if let Address::Unix(path) = &stale.address {
+                    let _ = unix_listener::clear(path); // another process's is left alone
+                }
             }
             systemd.forget(&stale.name);
         }
@@ -298,7 +419,7 @@ impl Sockets {
 
     /// Leaves nothing behind in the file system.
     pub fn clear_up(&self) {
-        self.held.iter().filter(|(_, held)| !held.lent).for_each(|(address, _)| remove_file_of(address));
+        self.held.iter().filter(|(_, held)| !held.lent).for_each(|(address, held)| remove_file_of(address, held.file));
     }
 }
 
@@ -319,23 +440,4 @@ fn warn_of_nobody(address: &Address) {
         "a socket unit passes an address that no listener has: its clients will wait in vain; \
          give it to a listener, or take it out of lbd.socket"
     );
-}
-
-fn remove_file_of(address: &Address) {
-    if let Address::Unix(path) = address {
-        let _ = fs::remove_file(path); // it may be gone already
-    }
-}
-
-fn why_not_bound(address: &Address, e: &io::Error) -> String {
-    match (e.kind(), address) {
-        (ErrorKind::AddrInUse, Address::Ip(ip)) => machine::who_has(*ip),
-        (ErrorKind::AddrInUse, _) => "is in use by another process; stop it or choose another port".into(),
-        (ErrorKind::AddrNotAvailable, _) => "is not an address of this machine; see `ip address`".into(),
-        (ErrorKind::PermissionDenied, _) => {
-            "is not allowed to this user; ports below 1024 need CAP_NET_BIND_SERVICE, paths a writable folder".into()
-        }
-        (ErrorKind::NotFound, _) => "is in a folder that does not exist; create it".into(),
-        _ => format!("cannot be bound: {e}"),
-    }
 }

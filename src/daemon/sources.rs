@@ -2,7 +2,7 @@
 //! seen here, too: it follows from what is on its way.
 
 use std::collections::BTreeSet;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,12 @@ use tokio::time::{sleep, sleep_until};
 use super::effects::{Asker, Effects, somebody_goes};
 use super::event::{AskId, BackendKey, Event, Job, ReloadBy};
 use super::files::Read;
+use super::unix_listener::Looked;
 use super::{children, signals, state, upgrade};
 use crate::control::server::Asked;
 use crate::probe::{ProbeError, Report};
 use crate::proxy::Outcome;
+use crate::words::Address;
 
 /// How often it is looked whether all answers are written, and nobody is at systemd, before another program takes over; and
 /// how long at most.
@@ -34,6 +36,7 @@ pub struct Sources {
     pub outcomes: mpsc::Receiver<Outcome>,
     pub job: mpsc::Receiver<Job>,
     pub written: state::News,
+    pub looked: mpsc::Receiver<Looked>,
     pub checked: mpsc::Receiver<Checked>,
     /// Was tried, and waits for operators who asked before.
     pub held: Option<(Checked, Instant)>,
@@ -89,17 +92,26 @@ impl Sources {
                     continue;
                 }
                 Some(read) = self.read.recv() => effects.has_read(read),
+                Some((number, missing)) = self.looked.recv() => Event::LookedAtSockets(number, missing),
                 Some(()) = self.changed.recv() => Event::ReloadAsked(ReloadBy::Watcher),
                 () = self.acknowledged.notified() => Event::Acknowledged(effects.acknowledged()),
-                Some(outcome) = self.outcomes.recv() => told_by_worker(&outcome),
+                Some(outcome) = self.outcomes.recv() => match told_by_worker(outcome) {
+                    Ok(event) => event,
+                    Err((address, socket)) => {
+                        effects.sockets.keep_too(&address, socket, &effects.notifier);
+                        continue;
+                    }
+                },
                 () = sleep_until(deadline.into()) => Event::Tick,
             });
         }
     }
 
     /// What workers have told and nobody has heard yet; they stand still.
-    pub fn arrived(&mut self) -> Option<Event> {
-        Some(told_by_worker(&self.outcomes.try_recv().ok()?))
+    pub fn arrived(&mut self, effects: &Effects) -> Option<Event> {
+        let lent = |(address, socket)| effects.sockets.keep_too(&address, socket, &effects.notifier);
+        let outcomes = std::iter::from_fn(|| self.outcomes.try_recv().ok());
+        outcomes.filter_map(|outcome| told_by_worker(outcome).map_err(lent).ok()).next()
     }
 
     /// Whether a program was tried and may be executed: once no request is on its way to the supervisor, no answer on its way out and no child under
@@ -123,8 +135,13 @@ pub fn told_by_probe(report: Report<BackendKey>) -> Event {
     }
 }
 
-fn told_by_worker(Outcome::DialFailed(backend): &Outcome) -> Event {
-    Event::DialFailed((backend.reference.clone(), backend.address.clone()))
+/// What has happened; or the socket that was asked for, which decides nothing.
+fn told_by_worker(outcome: Outcome) -> Result<Event, (Address, OwnedFd)> {
+    match outcome {
+        Outcome::DialFailed(backend) => Ok(Event::DialFailed((backend.reference.clone(), backend.address.clone()))),
+        Outcome::Ended { worker, address } => Ok(Event::SocketEnded(address, worker)),
+        Outcome::Lent(address, socket) => Err((address, socket)),
+    }
 }
 
 fn asked_by(signal: signals::Asked) -> Event {

@@ -40,6 +40,12 @@ pub struct ListenerStats {
     pub bytes_in: u64,
     /// Bytes to clients.
     pub bytes_out: u64,
+    /// It has as many sessions as it may; new clients wait in the kernel's queue.
+    #[serde(default)]
+    pub at_limit: bool,
+    /// Addresses at which not every client can be accepted now, each with the reason: their sockets were ended from outside.
+    #[serde(default)]
+    pub unbound: Vec<String>,
     /// Clients turned away, by cause: `no_backend`, `connect_failed`, `limit`, `queue_full`, `queue_timeout`.
     pub refused: Counts,
     /// Sessions that ended, by cause: `normal`, `client`, `server`, `proxy`, `killed`, `client_timeout`, `server_timeout`.

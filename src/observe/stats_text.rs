@@ -36,9 +36,11 @@ fn listeners(all: &[ListenerStats]) -> Sheet {
         ("SESSION-P50/99", Right),
         ("REFUSED", Left),
         ("ENDED", Left),
+        ("NOTE", Left),
     ]);
     for l in all {
         let (tone, state) = match l.state {
+            ListenerState::Active if !l.unbound.is_empty() => (Tone::Bad, "active"),
             ListenerState::Active => (Tone::Plain, "active"),
             ListenerState::Leaving => (Tone::Faint, "leaving"),
         };
@@ -57,10 +59,17 @@ fn listeners(all: &[ListenerStats]) -> Sheet {
                 half_and_most(&l.session_duration),
                 by_cause(&l.refused),
                 by_cause(&l.ended),
+                note_of(l),
             ],
         );
     }
     sheet
+}
+
+fn note_of(listener: &ListenerStats) -> String {
+    let full = listener.at_limit.then(|| "at its limit: new clients wait".to_owned());
+    let notes: Vec<String> = full.into_iter().chain(listener.unbound.iter().cloned()).collect();
+    if notes.is_empty() { "-".into() } else { notes.join("; ") }
 }
 
 fn pools(all: &[PoolStats]) -> Sheet {
@@ -237,6 +246,8 @@ mod tests {
             refused: [("limit".to_owned(), 2), ("no_backend".to_owned(), 10), ("queue_full".to_owned(), 0)].into(),
             ended: Counts::new(),
             retries: 1,
+            at_limit: false,
+            unbound: Vec::new(),
             session_duration: times,
         };
         let pool = PoolStats {
@@ -255,7 +266,7 @@ mod tests {
         let tables: Vec<Vec<&str>> = text.split("\n\n").map(|table| table.lines().collect()).collect();
         assert_eq!(
             tables[0][1],
-            "front active 0.0.0.0:80,[::]:80 web 9 1800 3.0KiB 6.0KiB 1 120us/1.2ms limit:2,no_backend:10 -"
+            "front active 0.0.0.0:80,[::]:80 web 9 1800 3.0KiB 6.0KiB 1 120us/1.2ms limit:2,no_backend:10 - -"
         );
         assert_eq!(tables[1], ["POOL BALANCE BACKENDS ELIGIBLE ACTIVE QUEUED", "web round_robin 3 1 9 4"]);
         assert_eq!(
@@ -267,6 +278,17 @@ mod tests {
              backup; draining by root (2h left): kernel update",
             ]
         );
+    }
+
+    #[test]
+    fn a_listener_says_that_clients_wait_or_cannot_come_in() {
+        let mut full = stats();
+        (full.listeners[0].at_limit, full.listeners[0].max_connections) = (true, Some(9));
+        full.listeners[0].unbound.push("0.0.0.0:80 is in use".into());
+        let text = full.text(Paper::Pipe);
+        let row = text.lines().nth(1).unwrap_or_default();
+        assert!(row.contains("\t9/9\t"), "{row}");
+        assert!(row.ends_with("\tat its limit: new clients wait; 0.0.0.0:80 is in use"), "{row}");
     }
 
     #[test]

@@ -9,4 +9,4 @@ mod socket;
 
 pub use exchange::ProbeError;
 pub use places::Outlook;
-pub use prober::{Prober, Report};
+pub use prober::{Prober, Report, most_at_a_time};

@@ -36,6 +36,11 @@ const SLOW: Duration = Duration::from_millis(250);
 /// When a Unix socket whose queue is full is tried again: nobody tells when there is room.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
+/// How many probes run at a time in a process that may have so many descriptors, as far as pools share their places.
+pub fn most_at_a_time(descriptors: u64) -> usize {
+    (descriptors / SHARE).min(MOST) as usize
+}
+
 /// What there is to say of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report<K> {
@@ -104,7 +109,7 @@ impl<K> Prober<K> {
     /// # Errors
     /// The kernel has no epoll instance for it.
     pub fn new(descriptors: u64) -> io::Result<Self> {
-        let most = (descriptors / SHARE).min(MOST) as usize;
+        let most = most_at_a_time(descriptors);
         let epoll = Poll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         #[allow(
             deprecated,

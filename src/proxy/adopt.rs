@@ -36,6 +36,16 @@ impl Inherited {
         Some(Self { address, name, shared, socket })
     }
 
+    /// Whether it listens still: whoever else holds it may have ended it.
+    pub fn is_listening(&self) -> bool {
+        SockRef::from(&self.socket).is_listener().unwrap_or(false)
+    }
+
+    /// Ends it, whoever else holds it.
+    pub fn end(&self) {
+        super::socket::stop_listening(&self.socket);
+    }
+
     /// Its descriptor.
     pub fn number(&self) -> RawFd {
         self.socket.as_raw_fd()
@@ -84,7 +94,6 @@ pub fn adopt(sockets: Vec<Inherited>, count: usize) -> io::Result<Bound> {
 #[cfg(test)]
 mod tests {
     use super::super::bind;
-    use super::super::testing::address;
     use super::*;
 
     fn inherit(sockets: Vec<OwnedFd>) -> Vec<Inherited> {
@@ -99,7 +108,7 @@ mod tests {
     fn every_adopted_socket_has_an_owner_and_missing_ones_are_bound() {
         for (had, wanted, have) in [(3, 2, 3), (2, 2, 2), (2, 4, 4)] {
             for asked in ["127.0.0.1:0", "[::]:0"] {
-                let first = bind(&address(asked), had, &[]).unwrap();
+                let first = bind(asked.parse().unwrap(), had, &[]).unwrap();
                 let before = inodes(&first.sockets);
                 let adopted = adopt(inherit(first.sockets), wanted).unwrap();
                 assert_eq!(adopted.address, first.address);

@@ -2,21 +2,20 @@
 //! with pauses when descriptors run out. A door that may not accept is not listened to at all; its clients
 //! wait in the kernel's queue.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tracing::warn;
 
+use super::accept_error::AcceptError;
 use super::carry::{CarriedDoor, Spelled};
-use super::inbox::{Sessions, Unaccepted};
-use super::serve::is_shortage;
+use super::inbox::{Outcome, Sessions, Unaccepted};
 use super::socket;
 use super::sweep::RECOVERY;
 use super::token::Token;
@@ -25,7 +24,7 @@ use crate::snapshot::{Listener, Snapshot};
 use crate::words::{Address, Happening};
 
 /// Clients that may wait in the kernel's queue; the kernel lowers it to net.core.somaxconn.
-pub(super) const BACKLOG: i32 = 65_535;
+pub const BACKLOG: i32 = 65_535;
 /// Most accepted from a door before its sessions get their turn.
 const BATCH: u8 = 64;
 /// The first pause when descriptors run out, and the longest, in microseconds.
@@ -41,31 +40,26 @@ pub struct Bound {
     pub sockets: Vec<OwnedFd>,
 }
 
-/// Binds an address that nobody has handed to this process: a socket for each of `count` workers where the kernel can share it, else one.
+/// Binds an IP address that nobody has handed to this process: a socket for each of `count` workers.
 /// `held` are the addresses that this process has bound already; one that overlaps them is shared with itself.
 ///
 /// # Errors
 /// The address is in use, is not this machine's, or is not allowed to this user; nothing stays bound.
-pub fn bind(address: &Address, count: usize, held: &[Address]) -> io::Result<Bound> {
-    match address {
-        Address::Unix(path) => Ok(Bound { address: address.clone(), sockets: vec![bind_unix(path)?] }),
-        Address::Ip(ip) => {
-            let ours = held.iter().any(|h| matches!(h, Address::Ip(h) if h.port() == ip.port() && ip.port() != 0));
-            // SO_REUSEPORT lets any process of this user bind the same port without a word. So first without it.
-            let probe = tcp(*ip, ours)?;
-            let ip = if ip.port() == 0 { probe.local_addr()?.as_socket().unwrap_or(*ip) } else { *ip };
-            drop(probe);
-            let sockets = (0..count).map(|_| {
-                let socket = tcp(ip, true)?;
-                socket.listen(BACKLOG)?;
-                Ok(socket.into())
-            });
-            Ok(Bound { address: Address::Ip(ip), sockets: sockets.collect::<io::Result<_>>()? })
-        }
-    }
+pub fn bind(ip: SocketAddr, count: usize, held: &[Address]) -> io::Result<Bound> {
+    let ours = held.iter().any(|h| matches!(h, Address::Ip(h) if h.port() == ip.port() && ip.port() != 0));
+    // SO_REUSEPORT lets any process of this user bind the same port without a word. So first without it.
+    let probe = tcp(ip, ours)?;
+    let ip = if ip.port() == 0 { probe.local_addr()?.as_socket().unwrap_or(ip) } else { ip };
+    drop(probe);
+    let sockets = (0..count).map(|_| {
+        let socket = tcp(ip, true)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    });
+    Ok(Bound { address: Address::Ip(ip), sockets: sockets.collect::<io::Result<_>>()? })
 }
 
-pub(super) fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> {
+pub(super) fn tcp(ip: SocketAddr, shared: bool) -> io::Result<Socket> {
     let it = Socket::new(Domain::for_address(ip), Type::STREAM.nonblocking().cloexec(), None)?;
     it.set_reuse_address(true)?;
     it.set_reuse_port(shared)?;
@@ -76,22 +70,6 @@ pub(super) fn tcp(ip: std::net::SocketAddr, shared: bool) -> io::Result<Socket> 
     socket::keep_urgent_data_in_line(&it)?;
     it.bind(&ip.into())?;
     Ok(it)
-}
-
-/// A socket file that nobody listens on is a former process's leaving and is replaced.
-fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
-    if fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
-        // Not blocking: where the queue of whoever listens is full, a connect would wait for as long as it is.
-        let knock = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-        match knock.connect(&SockAddr::unix(path)?) {
-            Err(e) if e.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-            _ => return Err(ErrorKind::AddrInUse.into()),
-        }
-    }
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// Why a door is not listened to.
@@ -161,12 +139,61 @@ impl Worker {
                 // systemd may hold the socket a moment longer; nobody is to begin to wait there.
                 socket::stop_listening(&self.doors[key].socket);
             }
-            // By itself epoll forgets a socket only when nobody holds it any more.
-            let _ = self.epoll.delete(&self.doors[key].socket);
-            self.doors.remove(key);
-            self.knocked.retain(|k| *k != key);
+            self.remove_door(key);
         }
         self.plan_spares();
+    }
+
+    fn remove_door(&mut self, key: usize) {
+        // By itself epoll forgets a socket only when nobody holds it any more.
+        let _ = self.epoll.delete(&self.doors[key].socket);
+        self.doors.remove(key);
+        self.knocked.retain(|k| *k != key);
+    }
+
+    /// Epoll tells of a door: somebody has come, or the socket has been ended.
+    pub(super) fn door_event(&mut self, key: usize, events: EpollFlags) {
+        // An ended socket is told again and again, of a door that is held too.
+        if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) && self.has_ended(key) {
+            return self.end_door(key);
+        }
+        self.knocked.push(key);
+    }
+
+    fn has_ended(&self, key: usize) -> bool {
+        self.doors.get(key).is_some_and(|door| !socket::is_listening(&door.socket))
+    }
+
+    /// Looks at every door, for not every end is told: a Unix socket that is held and is shut down is silent.
+    pub(super) fn look_at_doors(&mut self) {
+        let ended: Vec<usize> = self.doors.iter().map(|(key, _)| key).filter(|key| self.has_ended(*key)).collect();
+        ended.into_iter().for_each(|key| self.end_door(key));
+    }
+
+    /// Gives the daemon what it asked for, as far as there are descriptors and it has room.
+    pub(super) fn lend_doors(&self, address: &Address) {
+        for (_, door) in self.doors.iter().filter(|(_, door)| door.address == *address) {
+            if let Ok(socket) = door.socket.try_clone() {
+                let _ = self.outcomes.try_send(Outcome::Lent(address.clone(), socket));
+            }
+        }
+    }
+
+    /// Nobody will ever be accepted here again: closes the socket and tells the daemon, which binds the address anew.
+    fn end_door(&mut self, key: usize) {
+        self.ended.push(self.doors[key].address.clone());
+        self.remove_door(key);
+        self.plan_spares();
+        self.tell_of_ended();
+    }
+
+    /// Tells the daemon of addresses at which this worker accepts no more; where it has no ear, again in a moment.
+    pub(super) fn tell_of_ended(&mut self) {
+        let (outcomes, worker) = (&self.outcomes, self.index);
+        self.ended.retain(|address| outcomes.try_send(Outcome::Ended { worker, address: address.clone() }).is_err());
+        if !self.ended.is_empty() {
+            self.sweep_by(self.now + RECOVERY);
+        }
     }
 
     /// Accepts from the doors that have clients. At the end of a turn: by then its dead are buried.
@@ -174,6 +201,9 @@ impl Worker {
         if self.shut_until.is_some_and(|until| until <= self.now) {
             self.shut_until = None;
             self.open_doors(Hold::Shortage);
+        }
+        if !self.ended.is_empty() {
+            self.tell_of_ended();
         }
         while let Some(key) = self.knocked.pop() {
             let Some(door) = self.doors.get(key) else { continue };
@@ -192,6 +222,7 @@ impl Worker {
                 Accepted::One => door.batch = (batch * 2).min(BATCH),
                 Accepted::Nobody => door.batch = (batch / 2).max(1),
                 Accepted::Held => {}
+                Accepted::Ended => self.end_door(key),
             }
         }
     }
@@ -199,11 +230,11 @@ impl Worker {
     fn accept_one(&mut self, key: usize, limit: Option<u32>) -> Accepted {
         let door = &self.doors[key];
         let Some(listener) = door.listener.clone() else { return Accepted::Nobody };
-        if !self.limits.sessions.reserve_or_wait(Some(self.limits.most)) {
+        if !self.limits.sessions.reserve_or_wait(Some(self.limits.most())) {
             if self.limits.ran_short(self.now) {
                 warn!(
                     event = Happening::Shortage.as_str(),
-                    sessions = self.limits.most,
+                    sessions = self.limits.most(),
                     "the process has as many sessions as its descriptors allow; \
                      new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more"
                 );
@@ -216,24 +247,28 @@ impl Worker {
             if self.limits.sessions.release() {
                 self.wake_others();
             }
+            listener.cell.is_full(self.now);
             self.hold_door(key, Hold::Limit);
             return Accepted::Held;
         }
         let result = socket::accept(&door.socket);
         if let Ok(Some((client, peer))) = result {
-            self.shut_for = 0;
             self.admit(client, peer, &listener);
+            if self.shut_until.is_some() {
+                return Accepted::Held; // epoll has no room for it
+            }
+            self.shut_for = 0;
             return Accepted::One;
         }
         self.free_places(&listener.cell);
-        match result {
-            Err(e) if is_shortage(e) => {
+        let Err(e) = result else { return Accepted::Nobody };
+        match AcceptError::of(e) {
+            AcceptError::Client => Accepted::One,
+            AcceptError::Shortage => {
                 self.run_short(e);
                 Accepted::Held
             }
-            // This client's own misfortune (accept(2)): it has left, or its network has.
-            Err(_) => Accepted::One,
-            Ok(_) => Accepted::Nobody,
+            AcceptError::Ended => Accepted::Ended,
         }
     }
 
@@ -242,8 +277,9 @@ impl Worker {
         if self.limits.ran_short(self.now) {
             warn!(
                 event = Happening::Shortage.as_str(),
-                "out of resources ({}); accepting pauses until there are some; look at LimitNOFILE= (ulimit -n)",
-                e.desc()
+                "out of resources ({}); accepting pauses until there are some; look at {}",
+                e.desc(),
+                if e == Errno::ENOSPC { "fs.epoll.max_user_watches" } else { "LimitNOFILE= (ulimit -n)" }
             );
         }
         self.cut_spares(&Sessions::All); // sessions need their descriptors
@@ -291,17 +327,19 @@ enum Accepted {
     One,
     Nobody,
     Held,
+    Ended,
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::os::unix::net::UnixListener;
-
-    use super::super::testing::address;
-    use std::os::unix::net::UnixStream;
+    use std::io::ErrorKind;
 
     use super::*;
+
+    fn ip(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
 
     fn kind(result: io::Result<Bound>) -> ErrorKind {
         result.expect_err("it must not be bound").kind()
@@ -309,16 +347,17 @@ mod tests {
 
     #[test]
     fn an_address_that_another_listens_on_is_found_in_use_although_it_could_be_shared() {
-        let first = bind(&address("127.0.0.1:0"), 2, &[]).unwrap();
-        assert_eq!(kind(bind(&first.address, 2, &[])), ErrorKind::AddrInUse);
-        let ours = bind(&first.address, 2, std::slice::from_ref(&first.address)).unwrap();
+        let first = bind(ip("127.0.0.1:0"), 2, &[]).unwrap();
+        let Address::Ip(at) = first.address else { unreachable!() };
+        assert_eq!(kind(bind(at, 2, &[])), ErrorKind::AddrInUse);
+        let ours = bind(at, 2, std::slice::from_ref(&first.address)).unwrap();
         assert_eq!(ours.address, first.address, "with oneself it is shared");
     }
 
     #[test]
     fn every_worker_gets_a_socket_of_the_same_port() {
         for asked in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
-            let bound = bind(&address(asked), 3, &[]).unwrap();
+            let bound = bind(ip(asked), 3, &[]).unwrap();
             let Address::Ip(ip) = &bound.address else { panic!("{bound:?}") };
             let ports: BTreeSet<_> = bound
                 .sockets
@@ -333,31 +372,10 @@ mod tests {
     #[test]
     fn the_ipv6_wildcard_takes_ipv4_clients_too_and_a_single_address_does_not() {
         for (asked, takes) in [("[::]:0", true), ("[::1]:0", false)] {
-            let bound = bind(&address(asked), 1, &[]).unwrap();
+            let bound = bind(ip(asked), 1, &[]).unwrap();
             let Address::Ip(ip) = bound.address else { unreachable!() };
             assert_eq!(std::net::TcpStream::connect(("127.0.0.1", ip.port())).is_ok(), takes, "{asked}");
             assert!(std::net::TcpStream::connect(("::1", ip.port())).is_ok(), "{asked}");
         }
-    }
-
-    #[test]
-    fn a_stale_socket_file_is_replaced_a_live_one_and_other_files_are_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = |name: &str| folder.path().join(name);
-        drop(UnixListener::bind(place("stale")).unwrap());
-        let live = UnixListener::bind(place("live")).unwrap();
-        fs::write(place("file"), "dear").unwrap();
-        std::os::unix::fs::symlink(place("file"), place("link")).unwrap();
-
-        let bound = bind(&Address::Unix(place("stale")), 3, &[]).unwrap();
-        assert_eq!(bound.sockets.len(), 1, "a path cannot be shared");
-        assert!(UnixStream::connect(place("stale")).is_ok());
-        for name in ["live", "file", "link"] {
-            assert_eq!(kind(bind(&Address::Unix(place(name)), 1, &[])), ErrorKind::AddrInUse, "{name}");
-        }
-        UnixStream::connect(place("live")).unwrap();
-        assert!(live.accept().is_ok());
-        assert_eq!(fs::read_to_string(place("file")).unwrap(), "dear");
-        assert_eq!(kind(bind(&Address::Unix(place("none/here")), 1, &[])), ErrorKind::NotFound);
     }
 }

@@ -27,6 +27,10 @@ pub enum Command {
         /// Then say that all of it is done, and that this snapshot is in force here.
         revision: Revision,
     },
+    /// Find out which listening sockets have been ended by somebody else.
+    LookAtDoors,
+    /// Give the daemon another descriptor of each listening socket of this address.
+    LendDoors(Address),
     /// End sessions now.
     Cut(Sessions),
     /// Show that the loop turns: say this number back.
@@ -61,6 +65,15 @@ pub enum Sessions {
 pub enum Outcome {
     /// A connect to this backend failed.
     DialFailed(Arc<BackendCell>),
+    /// A listening socket was ended by somebody else; the worker has closed it.
+    Ended {
+        /// Whose socket it was.
+        worker: usize,
+        /// As the file has it.
+        address: Address,
+    },
+    /// Another descriptor of a listening socket of this address, which was asked for.
+    Lent(Address, OwnedFd),
 }
 
 /// The daemon's end of a worker's inbox.

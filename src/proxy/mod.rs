@@ -2,6 +2,7 @@
 //! sessions. No lock and no waiting for anybody on a client's path; the control plane speaks to a worker
 //! through its inbox alone.
 
+mod accept_error;
 mod adopt;
 pub mod carry;
 mod dial;
@@ -42,7 +43,7 @@ mod worker;
 
 pub use adopt::{Inherited, adopt};
 pub use carry::CarriedWorker;
-pub use door::{Bound, bind};
+pub use door::{BACKLOG, Bound, bind};
 pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unaccepted, Unanswered, line};
 pub use limits::Limits;
 pub use memory::Memory;

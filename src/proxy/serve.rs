@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use super::accept_error::is_shortage;
 use super::dial::{Choice, choose};
 use super::inbox::Outcome;
 use super::queue::leave_queue;
@@ -44,21 +45,49 @@ impl Worker {
         self.serial = self.serial.wrapping_add(1);
         session.serial = self.serial;
         let key = self.sessions.insert(session);
+        if let Err(e) = self.register_client(key) {
+            return self.pause_or_end(key, e);
+        }
+        self.greet(key, listener);
+    }
+
+    fn register_client(&self, key: usize) -> Result<(), Errno> {
+        let Session { client, serial, .. } = &self.sessions[key];
+        self.epoll.add(&client.fd, EpollEvent::new(interest(), Token::Client(key, *serial).pack()))
+    }
+
+    fn greet(&mut self, key: usize, listener: &Listener) {
+        let ip = self.sessions[key].peer.map(|peer| peer.ip());
         match &listener.accept_proxy {
-            Some(trusted) if trusted.expects(peer.map(|peer| peer.ip())) => self.expect_preface(key),
+            Some(trusted) if trusted.expects(ip) => self.expect_preface(key),
             _ => self.place(key),
         }
-        if self.sessions[key].state == State::Gone {
-            return;
+    }
+
+    /// A pause of a session is over. One that paused because epoll had no room for its client begins only now.
+    pub(super) fn resume(&mut self, key: usize) {
+        match self.register_client(key) {
+            Ok(()) => {
+                let snapshot = Arc::clone(&self.snapshot);
+                match snapshot.listener(&self.sessions[key].listener.name) {
+                    Some(listener) => self.greet(key, listener),
+                    None => self.place(key),
+                }
+            }
+            Err(Errno::EEXIST) => self.place(key),
+            Err(e) => self.pause_or_end(key, e),
         }
-        // After the dial, so that the handshake runs meanwhile.
-        let registered = {
-            let Session { client, serial, .. } = &self.sessions[key];
-            self.epoll.add(&client.fd, EpollEvent::new(interest(), Token::Client(key, *serial).pack()))
-        };
-        if registered.is_err() {
-            self.end(key, Cause::Proxy, Phase::Connect);
+    }
+
+    /// A socket of a session cannot be registered with epoll. For want of room the session waits; its backend's socket is gone.
+    fn pause_or_end(&mut self, key: usize, e: Errno) {
+        if !is_shortage(e) {
+            return self.end(key, Cause::Proxy, Phase::Connect);
         }
+        self.sessions[key].server = None;
+        self.give_back(key);
+        self.run_short(e);
+        self.pause(key, self.shut_for);
     }
 
     /// Finds a backend for a session that has none, and dials it.
@@ -157,8 +186,8 @@ impl Worker {
         session.state = State::Connecting;
         session.deadline = self.now.saturating_add(patience);
         let deadline = session.deadline;
-        if registered.is_err() {
-            return self.end(key, Cause::Proxy, Phase::Connect);
+        if let Err(e) = registered {
+            return self.pause_or_end(key, e);
         }
         self.sweep_by(deadline);
         if connected {
@@ -271,9 +300,4 @@ pub(super) fn may_meet_itself(address: &Address) -> bool {
 /// What lbd wants to hear of a session's sockets, once each time it becomes so.
 pub(super) fn interest() -> EpollFlags {
     EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
-}
-
-/// The process or the machine has run out of something; it is nobody else's fault.
-pub(super) fn is_shortage(e: Errno) -> bool {
-    matches!(e, Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
 }

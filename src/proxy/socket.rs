@@ -240,6 +240,11 @@ pub fn finish_writing(fd: &OwnedFd) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
 }
 
+/// Whether a socket listens still.
+pub fn is_listening(fd: &OwnedFd) -> bool {
+    nix::sys::socket::getsockopt(fd, sockopt::AcceptConn).unwrap_or(false)
+}
+
 /// Ends the listening of a socket, whoever else holds it.
 pub fn stop_listening(fd: &OwnedFd) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Read); // what it does to one that listens: inet_shutdown, unix_shutdown

@@ -9,9 +9,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use super::accept_error::is_shortage;
 use super::inbox::Sessions;
 use super::relay::End;
-use super::serve::{interest, is_shortage, may_meet_itself};
+use super::serve::{interest, may_meet_itself};
 use super::session::SpareUse;
 use super::socket::{self, Dialled};
 use super::stock::{PAUSE, Spare};

@@ -70,7 +70,7 @@ impl Worker {
             match (state, cause) {
                 (State::Preface, Cause::ServerTimeout) => self.refuse(key, Refusal::BadProxyHeader),
                 (State::Queued, Cause::ServerTimeout) => self.refuse(key, Refusal::QueueTimeout),
-                (State::Pausing, Cause::ServerTimeout) => self.place(key),
+                (State::Pausing, Cause::ServerTimeout) => self.resume(key),
                 (State::Connecting, Cause::ServerTimeout) => self.dial_failed(key, Errno::ETIMEDOUT),
                 _ => {
                     let phase = self.sessions[key].phase();

@@ -15,7 +15,7 @@ use super::ring::Ring;
 use super::serve::interest;
 use crate::config::Config;
 use crate::snapshot::{BackendFacts, Cells, Revision, Snapshot, build};
-use crate::words::{Address, AdminState, Generation, Health};
+use crate::words::{AdminState, Generation, Health};
 
 /// Which sockets a test runs over.
 #[derive(Debug, Clone, Copy)]
@@ -115,11 +115,6 @@ pub fn snapshot_of(text: &str, revision: u64, health: Health) -> (Arc<Snapshot>,
     cells.settle(&config, 1);
     let facts = |_: &_| BackendFacts { health, admin: AdminState::Enabled };
     (Arc::new(build((Generation(1), Revision(revision)), &config, &cells, facts, None)), cells)
-}
-
-/// An address as the file has it.
-pub fn address(text: &str) -> Address {
-    text.parse().unwrap()
 }
 
 /// A ring for whatever is to be done; none, and a word of it, only where this machine is known to keep io_uring from us.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::testing::{address, snapshot};
+use super::testing::snapshot;
 use super::{Command, Limits, Line, Outcome, Sessions, Setup, Worker, bind, line};
 use crate::snapshot::{Publisher, Revision, Snapshot, publish_first};
 use crate::words::Address;
@@ -37,7 +37,7 @@ impl Rig {
     /// The same with more keys of the pool.
     fn serving_with(backends: &str, keys: &str) -> Self {
         let pools = format!("pools: {{ web: {{ backends: {{ {backends} }}, {keys} }} }}\n");
-        let bound = bind(&address("127.0.0.1:0"), 1, &[]).unwrap();
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 1, &[]).unwrap();
         let file = format!("listeners: {{ web: {{ bind: {}, pool: web }} }}\n{pools}", bound.address);
         let (snapshot, _) = snapshot(&file, 1);
         let (publisher, reader) = publish_first(Snapshot::empty());
@@ -315,4 +315,26 @@ fn who_is_cut_sees_a_reset_and_others_see_nothing() {
     let cut = one.read(&mut [0]).map_err(|e| e.kind());
     assert_eq!(cut, Err(ErrorKind::ConnectionReset));
     say(&mut two, b"still here");
+}
+
+/// Another holder of the socket may end it at any time, and epoll then tells of it for ever.
+#[test]
+fn a_listening_socket_that_another_holder_ends_is_closed_and_told_of_and_another_takes_its_place() {
+    let mut rig = Rig::serving("a: 127.0.0.1:9");
+    let Address::Ip(at) = rig.door else { unreachable!() };
+    let mut bound = bind(at, 2, std::slice::from_ref(&rig.door)).unwrap().sockets;
+    let (spare, socket) = (bound.pop().unwrap(), bound.pop().unwrap());
+    drop(spare);
+    let ours = socket.try_clone().unwrap();
+    rig.line
+        .tell(Command::Change { listen: vec![(rig.door.clone(), socket)], release: vec![], revision: Revision(0) })
+        .unwrap();
+    rig.settle();
+    nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&ours), nix::sys::socket::Shutdown::Read).unwrap();
+    let Some(Outcome::Ended { worker: 0, address }) = rig.outcomes.blocking_recv() else { panic!("it is told") };
+    assert_eq!(address, rig.door);
+    rig.settle();
+    let worker = rig.park();
+    assert_eq!(worker.doors.len(), 1, "the living one");
+    assert!(rig.outcomes.try_recv().is_err(), "told once");
 }

@@ -19,7 +19,7 @@ impl Worker {
         match Token::unpack(event.data()) {
             Token::Client(key, serial) => self.client_event((key, serial), event.events()),
             Token::Server(key, serial, dial) => self.server_event((key, serial), dial, event.events()),
-            Token::Door(key) => self.knocked.push(key),
+            Token::Door(key) => self.door_event(key, event.events()),
             Token::Inbox => return true,
             Token::Spare(key) => self.spare_event(key, event.events()),
         }

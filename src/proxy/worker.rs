@@ -26,7 +26,7 @@ use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
 use super::token::Token;
 use crate::snapshot::{Reader, Snapshot};
-use crate::words::Cause;
+use crate::words::{Address, Cause};
 
 /// Events taken at a time.
 pub(super) const EVENTS: usize = 512;
@@ -66,6 +66,8 @@ pub struct Worker {
     pub(super) doors: Slab<Door>,
     /// Doors that have clients, until the end of the turn.
     pub(super) knocked: Vec<usize>,
+    /// Addresses at which it accepts no more, for the socket was ended; until the daemon knows.
+    pub(super) ended: Vec<Address>,
     /// Doors are shut for want of descriptors until then.
     pub(super) shut_until: Option<u64>,
     /// How long they were shut last.
@@ -135,6 +137,7 @@ impl Worker {
             sessions: Slab::new(),
             doors: Slab::new(),
             knocked: Vec::new(),
+            ended: Vec::new(),
             shut_until: None,
             shut_for: 0,
             queues: Queues::new(index),
@@ -321,6 +324,8 @@ impl Worker {
                     self.inbox.acknowledge(revision);
                     self.acknowledged.notify_one();
                 }
+                Command::LookAtDoors => self.look_at_doors(),
+                Command::LendDoors(address) => self.lend_doors(&address),
                 Command::Cut(which) => self.cut(&which),
                 Command::Turn(number) => {
                     self.inbox.turn(number);

@@ -258,6 +258,7 @@ mod tests {
             idle_timeout: Some(SECOND),
             keepalive: Keepalive { idle: SECOND, interval: SECOND, count: 3 },
             accept_proxy: None,
+            access: config::SocketAccess::default(),
         };
         Config {
             listeners: [("web".parse().unwrap(), listener)].into(),

@@ -20,6 +20,8 @@ pub struct ListenerCell {
     pub live: Live,
     /// A shard a worker.
     pub shards: Box<[Padded<ListenerShard>]>,
+    /// When a client was last left waiting, for the listener was at its limit: microseconds of CLOCK_MONOTONIC, 0: never.
+    full_at: AtomicU64,
     removed: Removed,
 }
 
@@ -173,6 +175,16 @@ impl Removed {
 }
 
 impl ListenerCell {
+    /// Notes that a client was left waiting, for there are as many sessions as there may be.
+    pub fn is_full(&self, now: u64) {
+        self.full_at.store(now, Relaxed);
+    }
+
+    /// When that was last, in microseconds of CLOCK_MONOTONIC; 0: never.
+    pub fn last_full(&self) -> u64 {
+        self.full_at.load(Relaxed)
+    }
+
     /// When it left the configuration, in microseconds of CLOCK_MONOTONIC.
     pub fn removed_since(&self) -> Option<u64> {
         self.removed.since()
@@ -320,6 +332,7 @@ fn listener(name: ListenerName, shards: usize) -> ListenerCell {
         name,
         live: Live::default(),
         shards: (0..shards).map(|_| Padded::default()).collect(),
+        full_at: AtomicU64::new(0),
         removed: Removed::default(),
     }
 }

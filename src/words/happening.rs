@@ -68,6 +68,14 @@ happenings! {
     Stalled = "stalled", "5fa50fb5e2ab4bb2949355d2192757bf";
     /// It answers again.
     StallOver = "stall-over", "675df77f81804f90b33c35b9746d4ee9";
+    /// A listener has as many sessions as it may: new clients wait.
+    ListenerAtLimit = "listener-at-limit", "5b1e7c42a9d04f3687c3f0e18d264ba7";
+    /// It has had fewer for a while.
+    ListenerLimitOver = "listener-limit-over", "d20f64b9138e4c7ea5b7390c6e1d8f54";
+    /// A listening socket was ended by somebody else, or its path removed; or the address cannot be bound anew.
+    ListenerEnded = "listener-ended", "b8d3c1a6f2764e0c9d5b7a41e3f08c62";
+    /// The address of such a socket is bound anew.
+    ListenerBound = "listener-bound", "3fa9e27d05c84b1e8c6640d7b29f51ae";
     /// A session has ended, where `log.connections` asks for it.
     SessionEnded = "session-ended", "8b5a8568e5904a5680c174a2acad9ed8";
 }

@@ -236,6 +236,12 @@ impl Lbd {
         lines.iter().filter(|line| line.contains(text)).nth(times - 1).unwrap().clone()
     }
 
+    /// How many sessions it has descriptors for, as it said at its start.
+    pub fn most_sessions(&self) -> u64 {
+        let line = self.await_log(" starts");
+        line.rsplit("sessions=").next().unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// Takes descriptors away from it, or gives them back.
     pub fn limit_descriptors(&self, limit: u32) {
         // A program that takes over has as many as it may, as at a start.

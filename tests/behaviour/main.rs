@@ -14,6 +14,7 @@ mod balancing;
 mod health;
 mod hot_change;
 mod limits;
+mod listening;
 mod operator;
 mod proxy_protocol;
 mod proxying;

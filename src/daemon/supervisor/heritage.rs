@@ -46,6 +46,12 @@ pub struct CarriedSupervisor {
     /// Why the file of the start is not in force.
     #[serde(default)]
     fallback: Option<String>,
+    /// Listeners of which it was told that they are at their limit, and when they last had no room.
+    #[serde(default)]
+    at_limit: Vec<(String, u64)>,
+    /// Addresses whose sockets were ended and are not bound anew yet.
+    #[serde(default)]
+    lost: Vec<String>,
 }
 
 /// Who asked for a reload.
@@ -200,6 +206,8 @@ impl Supervisor {
             waiting: waiting.collect(),
             reloads: self.unfinished_reloads().filter_map(CarriedReload::of).collect(),
             fallback: self.fallback.clone(),
+            at_limit: self.at_limit.iter().map(|(name, last)| (name.to_string(), clock.micros(*last))).collect(),
+            lost: self.lost_addresses().map(|(address, _)| address.to_string()).collect(),
         }
     }
 
@@ -241,6 +249,11 @@ impl Supervisor {
             let read = backend.read(probed, clock)?;
             it.backends.change(&key, |fresh| *fresh = read);
         }
+        for (name, last) in &carried.at_limit {
+            it.at_limit.insert(word(name)?, clock.instant(*last));
+        }
+        let lost: Vec<Address> = carried.lost.iter().map(|address| word(address)).collect::<Result<_, _>>()?;
+        it.expect_lost(lost);
         for waiting in &carried.waiting {
             // All decisions are written down anew when this supervisor begins.
             let kept = if waiting.keeps && it.facts.keeps { it.keeping + 1 } else { 0 };
@@ -340,6 +353,7 @@ impl CarriedWaiting {
             revision: Revision(self.revision),
             acknowledged: self.acknowledged,
             kept,
+            look: 0,
             patience: clock.instant(self.patience),
             then,
         })

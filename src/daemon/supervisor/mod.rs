@@ -6,6 +6,8 @@ mod backends;
 mod fallback;
 mod heritage;
 mod keeping;
+mod limits;
+mod listening;
 mod liveness;
 mod operator;
 mod pulse;
@@ -34,6 +36,8 @@ use crate::words::{Address, AdminState, BackendRef, Generation, Health, PoolName
 use backends::{Backends, Known};
 pub use heritage::CarriedSupervisor;
 use keeping::recalled;
+use limits::AtLimit;
+use listening::{ENDED, Listening};
 use liveness::Spell;
 use pulse::Pulse;
 use reading::Reading;
@@ -101,6 +105,8 @@ pub struct Supervisor {
     keeping: u64,
     /// The last time that this was done, and why it failed, where it did.
     kept: (u64, Result<(), String>),
+    listening: Listening,
+    at_limit: AtLimit,
     reload: Option<Reload>,
     reading: Reading,
     /// Why the file of the start is not in force, but the one that was kept.
@@ -161,6 +167,8 @@ struct Waiting {
     acknowledged: bool,
     /// And this much of what was decided must be written down.
     kept: u64,
+    /// And this look at the listening sockets must have come to an end; 0: none.
+    look: u64,
     /// When they are to have acknowledged.
     patience: Instant,
     then: Then,
@@ -196,6 +204,8 @@ impl Supervisor {
             overrides: recalled(decided, now),
             keeping: 0,
             kept: (0, Ok(())),
+            listening: Listening::default(),
+            at_limit: AtLimit::new(),
             reload: None,
             reading: Reading::default(),
             fallback: None,
@@ -228,6 +238,9 @@ impl Supervisor {
             Event::LateReadIsOver => self.late_read_is_over(now, out),
             Event::Bound(bound) => self.bound(bound, now, out),
             Event::NotBound(reasons) => self.not_bound(reasons, now, out),
+            Event::SocketEnded(address, worker) => self.socket_ended(address, &[worker], ENDED, now),
+            Event::LookedAtSockets(number, missing) => self.looked_at_sockets(number, missing, now),
+            Event::Rebound(results) => self.rebound(results, now),
             Event::Asked(ask, request, peer) => self.asked(ask, request, peer, now, out),
             Event::AskerGone(ask) => {
                 self.waiting.retain(|w| w.ask != ask);
@@ -263,12 +276,13 @@ impl Supervisor {
         let waits = self.waiting.iter().filter_map(|w| match (&w.then, w.acknowledged && w.kept <= self.kept.0) {
             (_, false) => Some(w.patience),
             (Then::Drained { .. }, true) => Some(w.patience), // moved on at each look
-            (Then::Answer(_), true) => None,
+            (Then::Answer(_), true) => Some(w.patience).filter(|_| !self.has_looked(w.look)),
         });
         let status = (self.stage == Stage::Serving).then_some(self.status_at);
         let stop = self.stage.next_look();
-        let once = [probes, stop, self.publish_at, self.next_pulse(), self.gives_up_reading_at()].into_iter().flatten();
-        overrides.chain(waits).chain(status).chain(once).min()
+        let listening = self.next_for_listening();
+        let once = [probes, stop, self.publish_at, self.next_pulse(), self.gives_up_reading_at(), listening];
+        overrides.chain(waits).chain(status).chain(once.into_iter().flatten()).min()
     }
 
     fn whatever_is_due(&mut self, now: Now, out: &mut Vec<Action>) {
@@ -279,6 +293,7 @@ impl Supervisor {
         if self.publish_at.is_some_and(|at| at <= now.at) {
             self.publish_changed(out);
         }
+        self.tend_listening(now, out);
         self.answer_waiting(now, out);
         self.go_on_stopping(now, out);
         if self.stage == Stage::Serving && self.status_at <= now.at {
@@ -289,6 +304,7 @@ impl Supervisor {
             }
             self.tell_of_drained();
             self.end_spells(now);
+            self.tell_of_limits(now);
             let status = self.status_line();
             if status != self.last_status {
                 self.last_status.clone_from(&status);
@@ -362,7 +378,7 @@ impl Supervisor {
         let patience = now.at + ACKNOWLEDGE;
         let acknowledged = self.acknowledged >= self.revision;
         let (revision, kept) = (self.revision, self.keeping);
-        self.waiting.push(Waiting { ask, revision, acknowledged, kept, patience, then });
+        self.waiting.push(Waiting { ask, revision, acknowledged, kept, look: 0, patience, then });
     }
 
     fn acknowledged(&mut self, revision: Revision) {
@@ -402,7 +418,7 @@ impl Supervisor {
             );
             return (waiting.patience <= now.at).then_some(Reply::TimedOut { message, left: 0 });
         }
-        if self.kept.0 < waiting.kept && now.at < waiting.patience {
+        if (self.kept.0 < waiting.kept || !self.has_looked(waiting.look)) && now.at < waiting.patience {
             return None;
         }
         let (cells, deadline) = match &waiting.then {

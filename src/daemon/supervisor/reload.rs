@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tracing::{error, info, warn};
 
 use super::{Reload, Stage, Supervisor, Then};
-use crate::config::{Config, ConfigDiff, Problem};
+use crate::config::{Config, ConfigDiff, Problem, SocketAccess};
 use crate::control::{ProblemLine, ReloadOutcome, Reply};
 use crate::daemon::action::{Action, Doors, Exit, Notice};
 use crate::daemon::event::{BackendKey, FileRead, Now, ReloadBy};
@@ -37,6 +37,7 @@ impl Supervisor {
         if by != ReloadBy::Start {
             out.push(Action::Notify(Notice::Reloading));
         }
+        self.look_at_sockets(now, out);
         self.read_file(out);
     }
 
@@ -70,8 +71,9 @@ impl Supervisor {
             }
         }
         let new: Vec<Address> = addresses(&config).filter(|a| !self.bound.contains_key(*a)).cloned().collect();
+        let access: BTreeMap<_, _> = access(&config).filter(|(address, _)| new.contains(address)).collect();
         self.reload = Some(Reload { by, asked_at, config: Some((config, diff, warnings)) });
-        if new.is_empty() { self.bound(BTreeMap::new(), now, out) } else { out.push(Action::Bind(new)) }
+        if new.is_empty() { self.bound(BTreeMap::new(), now, out) } else { out.push(Action::Bind(new, access)) }
     }
 
     pub(super) fn not_bound(&mut self, reasons: Vec<(Address, String)>, now: Now, out: &mut Vec<Action>) {
@@ -97,6 +99,7 @@ impl Supervisor {
         let release: Vec<Address> =
             self.bound.keys().filter(|address| !addresses(&config).any(|a| a == *address)).cloned().collect();
         self.bound.retain(|address, _| !release.contains(address));
+        self.forget_lost();
         if self.config.as_ref().is_none_or(|old| old.log.level != config.log.level) {
             out.push(Action::SetLogLevel(config.log.level));
         }
@@ -108,6 +111,13 @@ impl Supervisor {
             if (old.control.mode, &old.control.group) != (config.control.mode, &config.control.group) {
                 out.push(Action::SetControl(config.control.clone()));
             }
+        }
+        let permitted: BTreeMap<Address, SocketAccess> = self.config.iter().flat_map(access).collect();
+        let changed =
+            |(address, access): &(Address, SocketAccess)| permitted.get(address).is_some_and(|was| was != access);
+        let changed: BTreeMap<_, _> = access(&config).filter(changed).collect();
+        if !changed.is_empty() {
+            out.push(Action::Permit(changed));
         }
         self.cells.settle(&config, now.micros);
         let overrides = self.overrides.len();
@@ -209,6 +219,8 @@ impl Supervisor {
             let reply = Reply::Reloaded { generation: self.generation.0, outcome, changed, notes };
             // Where nothing has changed too: the watcher may have been quicker by a moment.
             self.answer_when_known(ask, Then::Answer(reply), now, out);
+            let look = self.last_look();
+            self.waiting.iter_mut().filter(|waiting| waiting.ask == ask).for_each(|waiting| waiting.look = look);
         }
         self.reload_over(now, out);
     }
@@ -275,8 +287,16 @@ impl Supervisor {
 }
 
 /// The name of the listener that has an address.
-fn owner<'a>(config: &'a Config, address: &Address) -> &'a str {
+pub(super) fn owner<'a>(config: &'a Config, address: &Address) -> &'a str {
     config.listeners.iter().find(|(_, l)| l.bind.contains(address)).map_or("?", |(name, _)| name.as_str())
+}
+
+/// Who may connect to each Unix listener.
+fn access(config: &Config) -> impl Iterator<Item = (Address, SocketAccess)> {
+    let unix = |address: &&Address| matches!(address, Address::Unix(_));
+    config.listeners.values().flat_map(move |listener| {
+        listener.bind.iter().filter(unix).map(|address| (address.clone(), listener.access.clone()))
+    })
 }
 
 fn addresses(config: &Config) -> impl Iterator<Item = &Address> {

@@ -64,6 +64,17 @@ impl Supervisor {
             })
             .collect();
         warnings.extend(self.fallback_warning());
+        warnings.extend(self.lost_addresses().map(|(address, why)| {
+            let listener = self.snapshot.listener_at(address).map_or("?", |l| l.cell.name.as_str());
+            let actual = self.bound.get(address).unwrap_or(address);
+            format!(
+                "listener {listener}: clients may be refused at {actual}: its socket was ended from outside, and {why}"
+            )
+        }));
+        warnings.extend(self.snapshot.listeners.iter().filter_map(|listener| {
+            let most = listener.max_connections.filter(|most| listener.cell.live.count() >= *most)?;
+            Some(format!("listener {} is at its limit of {most} connections; new clients wait", listener.cell.name))
+        }));
         if let (Some(first), Some(config)) = (&self.first, &self.config) {
             let mut now_and_then = config.clone();
             now_and_then.process.clone_from(&first.process);
@@ -106,7 +117,7 @@ impl Supervisor {
         Reply::Stats(stats)
     }
 
-    fn stats(&self, now: Now) -> Stats {
+    pub(super) fn stats(&self, now: Now) -> Stats {
         let listeners = self
             .cells
             .listeners()
@@ -165,6 +176,11 @@ impl Supervisor {
             refused: counts(Refusal::ALL.iter().map(|r| (r.as_str(), *r as usize)), &cell.shards, |s| &s.refused),
             ended: counts(Cause::ALL.iter().map(|c| (c.as_str(), *c as usize)), &cell.shards, |s| &s.ended),
             retries: sum(|s| &s.retries),
+            at_limit: shown.and_then(|l| l.max_connections).is_some_and(|most| cell.live.count() >= most),
+            unbound: shown.map_or_else(Vec::new, |l| {
+                let lost = self.lost_addresses().filter(|(address, _)| l.addresses.contains(address));
+                lost.map(|(address, why)| format!("{} {why}", shown_address(address))).collect()
+            }),
             session_duration: percentiles(cell.shards.iter().map(|s| &s.durations)),
         }
     }

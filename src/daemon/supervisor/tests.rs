@@ -1,5 +1,6 @@
 //! Single histories of the supervisor, named after what they promise or after what once went wrong.
 
+mod listening;
 mod reading;
 mod service;
 mod told;
@@ -86,12 +87,13 @@ impl Daemon {
                         Ok(text) => FileRead::Right(Box::new(Config::parse(text).unwrap()), self.warnings.clone()),
                         Err(why) => FileRead::Unreadable(why.into()),
                     })),
-                    Action::Bind(addresses) if self.free => {
+                    Action::Bind(addresses, _) if self.free => {
                         events.push(Event::Bound(addresses.iter().map(|a| (a.clone(), a.clone())).collect()));
                     }
-                    Action::Bind(addresses) => {
+                    Action::Bind(addresses, _) => {
                         events.push(Event::NotBound(vec![(addresses[0].clone(), "is in use".into())]));
                     }
+                    Action::LookAtSockets(number) => events.push(Event::LookedAtSockets(*number, Vec::new())),
                     Action::AskJob => events.extend(self.job.map(Event::JobKnown)),
                     _ => {}
                 }

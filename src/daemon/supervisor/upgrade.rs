@@ -80,6 +80,7 @@ impl Supervisor {
         info!(by = upgrading.by, "lbd {} is to take over: {}", target.version, target.path.display());
         self.upgrading = Some(Upgrading { target: Some(target), frozen: true, ..upgrading });
         out.push(Action::Notify(Notice::Reloading));
+        self.rebind_before_upgrade(out);
         out.push(Action::Freeze);
     }
 
@@ -139,7 +140,7 @@ impl Supervisor {
 
     /// This program serves in place of another: it goes on where that one was.
     pub(super) fn took_over(&mut self, how: TookOver, now: Now, out: &mut Vec<Action>) {
-        let TookOver { asker, from, failure, sessions, pause, shut, lost } = how;
+        let TookOver { asker, from, failure, sessions, pause, shut, lost, silent } = how;
         self.stage = Stage::Serving;
         out.push(Action::Notify(Notice::Alive));
         if let Some(config) = &self.config {
@@ -147,6 +148,7 @@ impl Supervisor {
         }
         self.keep_overrides(now, out); // what was being written when the other program ended may not be on the disk
         self.publish(Doors::default(), out);
+        self.take_over_listening(silent, now, out);
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         match failure {
             None => {

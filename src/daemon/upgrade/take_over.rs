@@ -195,6 +195,6 @@ impl Settlement {
             loss.why
         });
         let (asker, from) = (AskId(self.asker), self.from);
-        (TookOver { asker, from, failure, sessions, pause, shut, lost }, self.stand_in)
+        (TookOver { asker, from, failure, sessions, pause, shut, lost, silent: Vec::new() }, self.stand_in)
     }
 }

@@ -75,9 +75,9 @@ pub fn hold(world: &mut World, before: &Before) {
     }
 }
 
-/// From the freeze on nothing is decided that would be lost.
+/// From the freeze on nothing is decided that would be lost. What is bound anew is so at once, before the freeze.
 pub fn nothing_is_begun_while_all_stand_still(world: &World, action: &Action) {
-    let is_right = matches!(action, Action::Notify(_) | Action::Freeze | Action::HandOver(..));
+    let is_right = matches!(action, Action::Notify(_) | Action::Rebind(_) | Action::Freeze | Action::HandOver(..));
     assert!(is_right || !world.supervisor.is_frozen(), "{action:?} is begun while all stand still");
 }
 

@@ -114,6 +114,7 @@ impl World {
             None => self.ends.taken_over += 1,
         }
         self.at_once.push_back(Event::TookOver(TookOver {
+            silent: Vec::new(),
             asker,
             from: "0".into(),
             failure,

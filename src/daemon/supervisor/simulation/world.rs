@@ -198,7 +198,7 @@ impl World {
                 let read = self.due.values_mut().find(is_read).expect("it is under way");
                 *read = Due::Event(Event::LateReadIsOver);
             }
-            Action::Bind(addresses) => {
+            Action::Bind(addresses, _) => {
                 laws::only_new_addresses_are_bound(self, &addresses);
                 let first = self.published.len() == 1;
                 if !first && self.chance.happens(15) {
@@ -207,6 +207,20 @@ impl World {
                 }
                 self.fresh = addresses.into_iter().map(|a| (a.clone(), a)).collect();
                 self.soon(Event::Bound(self.fresh.clone()));
+            }
+            Action::LookAtSockets(number) => {
+                let lost = self.held.iter().filter(|_| self.chance.happens(5)).cloned();
+                let missing = lost.map(|address| (address, "its socket file was removed".into())).collect();
+                self.soon(Event::LookedAtSockets(number, missing));
+            }
+            Action::Rebind(lost) => {
+                assert!(lost.keys().all(|address| self.held.contains(address)), "{lost:?} is in force");
+                let results = lost.into_keys().map(|address| {
+                    let result = if self.chance.happens(30) { Err("is in use".into()) } else { Ok(()) };
+                    (address, result)
+                });
+                let rebound = Event::Rebound(results.collect());
+                self.soon(rebound);
             }
             Action::Publish { snapshot, doors: Doors { listen, release, .. } } => {
                 laws::a_snapshot_follows(self, self.published.last().expect("there is a first"), &snapshot);
@@ -246,7 +260,11 @@ impl World {
             Action::Answer(ask, reply) => self.answered(ask, &reply),
             Action::Notify(Notice::Reloading) => self.reloading = true,
             Action::Notify(Notice::Ready(_)) => self.reloading = false,
-            Action::SetLogLevel(_) | Action::SetWatch(_) | Action::SetControl(_) | Action::Notify(_) => {}
+            Action::SetLogLevel(_)
+            | Action::SetWatch(_)
+            | Action::SetControl(_)
+            | Action::Permit(_)
+            | Action::Notify(_) => {}
             Action::CheckTarget(ask, _) => self.try_program(ask),
             Action::ForgetTarget(ask) => self.forget_program(ask),
             Action::Freeze => self.freeze(),

@@ -159,6 +159,7 @@ fn a_successor_knows_what_its_predecessor_knew() {
 
     let at = now(daemon.start, daemon.now);
     let how = TookOver {
+        silent: Vec::new(),
         asker: AskId(9),
         from: "1".into(),
         failure: None,
@@ -193,6 +194,7 @@ fn a_predecessor_that_is_executed_again_answers_with_the_reason() {
     let at = now(daemon.start, daemon.now);
     let failure = Some("it panicked".to_owned());
     let how = TookOver {
+        silent: Vec::new(),
         asker: AskId(9),
         from: "1".into(),
         failure,
@@ -227,6 +229,7 @@ fn a_backend_that_says_nothing_is_down_in_time_however_often_its_probe_is_broken
         let carried = handed_over(&mut daemon);
         daemon.supervisor = successor(&daemon, carried);
         let how = TookOver {
+            silent: Vec::new(),
             asker: AskId(9),
             from: "1".into(),
             failure: None,

@@ -13,7 +13,6 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::config::Config;
 use crate::proxy::carry::{Assembled, CarriedWorker, Meanwhile, ONCE, Roster, Written, recall, share_out};
-use crate::proxy::testing::address;
 use crate::proxy::tests::PATIENCE;
 use crate::proxy::{Command, Limits, Line, Outcome, Setup, Worker, bind, line};
 use crate::snapshot::{BackendFacts, Cells, Publisher, Revision, Snapshot, build, publish_first};
@@ -103,7 +102,7 @@ impl Fleet {
 
     /// With keys of the listener, and the rest of the file.
     pub fn of(workers: usize, listener: &str, rest: &str) -> Self {
-        let bound = bind(&address("127.0.0.1:0"), workers, &[]).unwrap();
+        let bound = bind("127.0.0.1:0".parse().unwrap(), workers, &[]).unwrap();
         let file = format!("listeners: {{ web: {{ bind: {}, pool: web, {listener} }} }}\n{rest}", bound.address);
         let (around, setups) = Around::of(&file, workers, &[]);
         let mut fleet = Self { file, around, threads: Vec::new(), door: bound.address };

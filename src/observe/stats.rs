@@ -124,6 +124,12 @@ pub struct BackendStats {
     pub bytes_out: u64,
     /// Dials that failed.
     pub connect_errors: u64,
+    /// Why the last of them did.
+    #[serde(default)]
+    pub last_connect_error: Option<String>,
+    /// Whole seconds since then.
+    #[serde(default)]
+    pub last_connect_error_seconds_ago: Option<u64>,
     /// Dials given up here and tried elsewhere.
     pub retries: u64,
     /// Probes that succeeded.

@@ -7,6 +7,9 @@ use super::table::{Edge, Paper, Sheet, Tone};
 
 use Edge::{Left, Right};
 
+/// A connect that failed longer ago, in seconds, is in the JSON alone.
+const RECENT: u64 = 600;
+
 impl Stats {
     /// The tables, each line ended, an empty line between two tables. Tables without rows are left out.
     pub fn text(&self, paper: Paper) -> String {
@@ -179,6 +182,11 @@ fn note(b: &BackendStats) -> String {
         let reason = b.health_reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
         said.push(format!("down{reason}"));
     }
+    if let (Some(error), Some(ago)) =
+        (&b.last_connect_error, b.last_connect_error_seconds_ago.filter(|ago| *ago < RECENT))
+    {
+        said.push(format!("connect failed {} ago: {error}", human::seconds(ago)));
+    }
     if let Some(by) = &b.override_by {
         let reason = b.override_reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
         let ends = b.override_ends_in_seconds.map_or_else(String::new, |s| format!(" ({} left)", human::seconds(s)));
@@ -213,6 +221,8 @@ mod tests {
             bytes_in: 1024,
             bytes_out: 2048,
             connect_errors: 0,
+            last_connect_error: None,
+            last_connect_error_seconds_ago: None,
             retries: 0,
             probes_ok: 4,
             probes_failed: 0,
@@ -224,7 +234,12 @@ mod tests {
     fn stats() -> Stats {
         let times = Percentiles { count: 9, p50_us: 120, p90_us: 300, p99_us: 1_200, p999_us: 5_000, max_us: 9_000 };
         let up = BackendStats { connect_time: times, max_connections: Some(500), ..backend("b1", "up", "up") };
-        let down = BackendStats { health_reason: Some("connection refused".into()), ..backend("b2", "down", "down") };
+        let down = BackendStats {
+            health_reason: Some("connection refused".into()),
+            last_connect_error: Some("Connection refused".into()),
+            last_connect_error_seconds_ago: Some(3),
+            ..backend("b2", "down", "down")
+        };
         let drained = BackendStats {
             backup: true,
             admin: "draining".into(),
@@ -273,7 +288,8 @@ mod tests {
             tables[2][1..],
             [
                 "web/b1 up 127.0.0.1:9001 1 1m1s 3/500 2 600 1.0KiB 2.0KiB 0 0 120us/1.2ms - -",
-                "web/b2 down 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - down: connection refused",
+                "web/b2 down 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - \
+             down: connection refused; connect failed 3s ago: Connection refused",
                 "web/b3 drained 127.0.0.1:9001 1 1m1s 3 2 600 1.0KiB 2.0KiB 0 0 - - \
              backup; draining by root (2h left): kernel update",
             ]

@@ -192,7 +192,7 @@ impl Worker {
         let (outcomes, worker) = (&self.outcomes, self.index);
         self.ended.retain(|address| outcomes.try_send(Outcome::Ended { worker, address: address.clone() }).is_err());
         if !self.ended.is_empty() {
-            self.sweep_by(self.now + RECOVERY);
+            self.recover_by(self.now + RECOVERY);
         }
     }
 
@@ -239,7 +239,7 @@ impl Worker {
                      new clients wait until one ends; raise LimitNOFILE= (ulimit -n) to have more"
                 );
             }
-            self.sweep_by(self.now + RECOVERY); // it says when the spell is over
+            self.recover_by(self.now + RECOVERY); // it says when the spell is over
             self.hold_door(key, Hold::Limit);
             return Accepted::Held;
         }
@@ -288,7 +288,7 @@ impl Worker {
         }
         self.shut_for = (self.shut_for * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.shut_until = Some(self.now + self.shut_for);
-        self.sweep_by(self.now + 2 * LONGEST_PAUSE);
+        self.recover_by(self.now + 2 * LONGEST_PAUSE);
         let keys: Vec<usize> = self.doors.iter().map(|(key, _)| key).collect();
         for key in keys {
             self.hold_door(key, Hold::Shortage);

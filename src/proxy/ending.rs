@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tracing::info;
 
 use super::door::Hold;
 use super::queue::leave_queue;
 use super::session::{Session, State};
 use super::socket;
+use super::summary::letters;
 use super::turn::count_spare;
 use super::worker::Worker;
 use crate::config::LogConnections;
@@ -40,7 +42,7 @@ impl Worker {
             return self.end(key, cause, phase);
         }
         session.tell_ends();
-        self.sweep_by(self.now + LINGER);
+        self.look_by(key, self.now + LINGER);
     }
 
     /// Ends a session. It is buried when the turn's events are handled.
@@ -52,6 +54,8 @@ impl Worker {
         if session.state == State::Queued {
             leave_queue(&mut self.queues, session, key);
         }
+        // Whoever connects and leaves without a word, on either side, does no wrong.
+        let cause = if cause == Cause::Client && session.is_only_a_check() { Cause::Normal } else { cause };
         session.state = State::Gone;
         // A peer must be able to tell a cut stream from a whole one.
         let cut = match cause {
@@ -69,7 +73,7 @@ impl Worker {
         if cut {
             // Who has got a whole stream is not to lose the end of it, unless it has had its time to take that.
             let late = matches!(cause, Cause::ClientTimeout | Cause::ServerTimeout);
-            if !session.down.whole || (late && session.client.has_unacknowledged()) {
+            if !session.down.whole || session.client.broken || (late && session.client.has_unacknowledged()) {
                 socket::reset_on_close(&session.client.fd);
             }
             if let Some(server) = &session.server
@@ -77,6 +81,9 @@ impl Worker {
             {
                 socket::reset_on_close(&server.fd);
             }
+        }
+        if session.down.whole && !session.up.ended {
+            socket::discard(&session.client.fd, &mut self.scratch); // a close over unread bytes is a reset
         }
         count_spare(session, self.index);
         session.up.drop_rest(&self.limits.memory);
@@ -88,18 +95,22 @@ impl Worker {
         if let Some(backend) = session.backend.as_ref().filter(|_| phase == Phase::Data) {
             backend.shards[self.index].durations.record(took);
         }
-        match self.snapshot.log {
-            LogConnections::Off => {}
-            LogConnections::Errors if cause == Cause::Normal => {}
-            _ => record(session, cause, phase, took),
-        }
         self.gone.push(key);
+        let told = match self.snapshot.log {
+            LogConnections::Off => false,
+            LogConnections::Errors => cause != Cause::Normal && self.is_told_alone(key, cause, phase),
+            LogConnections::All => true,
+        };
+        if told {
+            record(&self.sessions[key], cause, phase, took);
+        }
     }
 
     /// Removes what has ended: closes its sockets, then gives its places back.
     pub(super) fn bury(&mut self) {
         while let Some(key) = self.gone.pop() {
             let Session { client, server, backend, listener, .. } = self.sessions.remove(key);
+            self.unacknowledged.remove(&key);
             drop((client, server));
             self.free_places(&listener);
             if let Some(backend) = backend {
@@ -120,7 +131,7 @@ impl Worker {
 /// One line a session end.
 fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
     let client = session.peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
-    let backend = session.backend.as_ref().map_or("-", |b| b.reference.backend.as_str());
+    let backend = session.last_backend().map_or("-", |b| b.reference.backend.as_str());
     info!(
         target: "lbd::session",
         event = Happening::SessionEnded.as_str(),
@@ -128,8 +139,9 @@ fn record(session: &Session, cause: Cause, phase: Phase, took: Duration) {
         pool = session.pool.name.as_str(),
         backend,
         client,
-        end = %format_args!("{}{}", cause.letter(), if cause == Cause::Normal { '-' } else { phase.letter() }),
+        end = letters(cause, phase),
         cause = session.refused.map_or(cause.as_str(), Refusal::as_str),
+        error = session.error(cause).map(Errno::desc),
         bytes_in = session.up.bytes,
         bytes_out = session.down.bytes,
         retries = session.attempts,

@@ -11,6 +11,7 @@ mod ending;
 mod inbox;
 mod limits;
 mod memory;
+mod own_address;
 mod preface;
 mod queue;
 mod relay;
@@ -32,11 +33,13 @@ mod session;
 mod socket;
 mod spare;
 mod stock;
+mod summary;
 mod sweep;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod token;
 mod turn;
 mod worker;
@@ -47,5 +50,5 @@ pub use door::{BACKLOG, Bound, bind};
 pub use inbox::{Command, Inbox, Line, Outcome, Sessions, Unaccepted, Unanswered, line};
 pub use limits::Limits;
 pub use memory::Memory;
-pub use socket::{monotonic_micros, raise_descriptor_limit};
+pub use socket::{monotonic_micros, raise_descriptor_limit, words_of};
 pub use worker::{Setup, Worker};

@@ -165,7 +165,7 @@ impl Worker {
         session.deadline = self.now.saturating_add(micros(timeout));
         let deadline = session.deadline;
         self.queues.add(key, session);
-        self.sweep_by(deadline);
+        self.look_by(key, deadline);
         if pool.is_some_and(|pool| spare::hold_places(&pool)) {
             self.wake_others(); // theirs are given up when they see that somebody waits
         }

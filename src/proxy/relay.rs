@@ -74,6 +74,12 @@ impl End {
         }
     }
 
+    /// Takes note that the peer is gone without a word.
+    pub fn give_up(&mut self) {
+        (self.broken, self.fin, self.readable) = (true, true, false);
+        self.over(Stream::Cut);
+    }
+
     /// True while the peer has not acknowledged all that was written to it.
     pub fn has_unacknowledged(&self) -> bool {
         socket::delivery(&self.fd).is_some_and(|delivery| delivery.is_pending)

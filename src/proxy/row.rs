@@ -53,7 +53,7 @@ impl Message {
 
 impl Session {
     /// A direction of it, from where and to where.
-    fn direction(&mut self, from: Side) -> Option<(&mut Flow, &mut End, &mut End)> {
+    pub(super) fn direction(&mut self, from: Side) -> Option<(&mut Flow, &mut End, &mut End)> {
         let server = self.server.as_mut()?;
         Some(match from {
             Side::Client => (&mut self.up, &mut self.client, server),

@@ -13,20 +13,25 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use super::accept_error::is_shortage;
 use super::dial::{Choice, choose};
 use super::inbox::Outcome;
+use super::own_address::has_met_itself;
 use super::queue::leave_queue;
 use super::relay::{End, Flow};
 use super::session::{KEEPALIVE_AFTER, Session, SpareUse, State, micros};
 use super::socket::{self, Dialled};
 use super::spare;
+use super::sweep::RECOVERY;
 use super::token::Token;
 use super::worker::Worker;
 use crate::snapshot::{BackendCell, Listener};
-use crate::words::{Address, Cause, Phase, Refusal};
+use crate::words::{Address, Cause, Happening, Phase, Refusal};
 
 /// The pause before a backend that has just failed this session is tried again, where there is no other.
 const AGAIN: u64 = 1_000_000;
 /// The pause before a backend whose queue is full is asked again.
 const CROWDED: u64 = 10_000;
+/// The pause before a local port is asked for again, which the kernel searches all ports for; and how many backends are asked at once.
+const NO_PORT: u64 = 200_000;
+const OTHERS: usize = 3;
 /// The longest a session waits, where there is no queue, for a place that another worker's spare connection has.
 const YIELD: Duration = Duration::from_secs(1);
 
@@ -119,6 +124,10 @@ impl Worker {
                 self.give_spare(key, backend);
             }
             // The only one may be tried again; of several each has had its chance.
+            Choice::AllTried if session.failure == Some(Errno::EADDRNOTAVAIL) => {
+                session.tried.clear();
+                self.pause(key, NO_PORT);
+            }
             Choice::AllTried if pool.eligible.len() > 1 => self.refuse(key, Refusal::ConnectFailed),
             Choice::AllTried => {
                 session.tried.clear();
@@ -146,7 +155,7 @@ impl Worker {
         let session = &mut self.sessions[key];
         session.state = State::Pausing;
         session.deadline = deadline;
-        self.sweep_by(deadline);
+        self.look_by(key, deadline);
         if self.is_abandoned(key) {
             self.end(key, Cause::Client, Phase::Connect);
         }
@@ -163,6 +172,7 @@ impl Worker {
         let (fd, connected) = match dialled {
             Ok(Dialled::Pending(fd)) => (fd, false),
             Ok(Dialled::Connected(fd)) => (fd, true),
+            Err(Errno::EADDRNOTAVAIL) => return self.want_port(key, patience),
             Err(e) if is_shortage(e) => {
                 // The client is not to suffer for our want of descriptors: it waits until there are some.
                 self.give_back(key);
@@ -185,13 +195,41 @@ impl Worker {
         session.server = Some(End::new(fd, unix));
         session.state = State::Connecting;
         session.deadline = self.now.saturating_add(patience);
-        let deadline = session.deadline;
+        let soon = session.deadline.min(self.now + KEEPALIVE_AFTER); // when the session is looked at anyway
         if let Err(e) = registered {
             return self.pause_or_end(key, e);
         }
-        self.sweep_by(deadline);
+        self.look_by(key, soon);
         if connected {
             self.established(key);
+        }
+    }
+
+    /// There is no local port for another connection to this backend: no fault of it, nor of the client, who waits for one, or is served
+    /// by another backend that has one.
+    fn want_port(&mut self, key: usize, patience: u64) {
+        let session = &mut self.sessions[key];
+        let Some(backend) = session.backend.clone() else { return };
+        (session.failure, session.crowded) = (Some(Errno::EADDRNOTAVAIL), true);
+        let over = self.now.saturating_sub(session.since) >= patience;
+        let others = session.tried.len() < OTHERS;
+        if others {
+            session.tried.push(Arc::clone(&backend));
+        }
+        self.give_back(key);
+        if self.limits.ran_short(self.now) {
+            tracing::warn!(
+                event = Happening::Shortage.as_str(),
+                backend = backend.reference.to_string(),
+                "no local port is free for connections to {}; raise net.ipv4.ip_local_port_range (sysctl), or add addresses or backends",
+                backend.address
+            );
+        }
+        self.recover_by(self.now + RECOVERY);
+        match () {
+            () if over => self.refuse(key, Refusal::Limit),
+            () if others => self.place(key),
+            () => self.pause(key, NO_PORT),
         }
     }
 
@@ -200,8 +238,7 @@ impl Worker {
         let now = self.now;
         let session = &mut self.sessions[key];
         if let (Some(server), Some(backend)) = (&session.server, &session.backend)
-            && may_meet_itself(&backend.address)
-            && socket::is_self_connected(&server.fd)
+            && has_met_itself(&mut self.local_ports, now, backend, &server.fd)
         {
             return self.dial_failed(key, Errno::ECONNREFUSED);
         }
@@ -216,15 +253,17 @@ impl Worker {
         let now = self.now;
         let session = &mut self.sessions[key];
         session.state = State::Relaying;
-        session.active = now;
+        session.failure = None;
+        (session.active, session.acknowledged) = (now, 0);
         if let Some(backend) = &session.backend {
             let shard = &backend.shards[self.index];
             // A spare connection may yet turn out dead, and another backend serve.
             shard.established.add(u64::from(session.spare != SpareUse::Serving));
             shard.bytes_in.add(session.up.bytes); // read before, and held for it
         }
-        let soon = session.overdue().0.min(now + KEEPALIVE_AFTER);
-        self.sweep_by(soon);
+        let soon = now + (session.patience() / 4).min(KEEPALIVE_AFTER);
+        self.unacknowledged.remove(&key); // that was another connection
+        self.look_by(key, soon);
     }
 
     /// A spare connection was dead before a byte moved: the session begins again, and nothing has failed.
@@ -254,7 +293,9 @@ impl Worker {
         let retries = self.snapshot.pool(&session.pool.name).map_or(0, |pool| pool.retries);
         let give_up = u32::from(session.attempts) >= retries;
         session.attempts = session.attempts.saturating_add(1);
+        session.failure = Some(why);
         if let Some(backend) = &session.backend {
+            backend.connect_failed(why as i32, self.now);
             let shard = &backend.shards[self.index];
             shard.connect_errors.add(1);
             if !give_up {
@@ -288,13 +329,6 @@ impl Worker {
         self.spares.has_room(backend, self.now);
         self.place_is_free(backend);
     }
-}
-
-/// Where nobody listens on a port of this machine that the kernel also hands out to clients, a connect to it may
-/// be given that very port and meet itself (RFC 9293, simultaneous open): an echo that keeps the backend from
-/// binding. Ports below Linux' default ip_local_port_range are spared the look.
-pub(super) fn may_meet_itself(address: &Address) -> bool {
-    matches!(address, Address::Ip(ip) if ip.ip().is_loopback() && ip.port() >= 32_768)
 }
 
 /// What lbd wants to hear of a session's sockets, once each time it becomes so.

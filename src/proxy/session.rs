@@ -10,7 +10,8 @@ use nix::sys::epoll::EpollFlags;
 use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
-use super::relay::{End, Flow, Step};
+use super::relay::{End, Flow, Step, Stream};
+use super::row::Side;
 use crate::snapshot::{BackendCell, Listener, ListenerCell, PoolCell, Snapshot};
 use crate::words::{Cause, Phase, ProxyVersion, Refusal};
 
@@ -91,6 +92,8 @@ pub struct Session {
     pub tried: Vec<Arc<BackendCell>>,
     /// Connects that failed.
     pub attempts: u8,
+    /// Why the last of them did.
+    pub failure: Option<Errno>,
     /// Why it got no backend, where that is how it ended.
     pub refused: Option<Refusal>,
     /// Counts the worker's sessions, round and round: tells its events from those of a former one of the same key.
@@ -101,8 +104,6 @@ pub struct Session {
     pub spare: SpareUse,
     /// Keepalive has been turned on.
     pub kept_alive: bool,
-    /// A peer has been seen to read more slowly than the other writes.
-    pub stalled: bool,
     /// It is to have another turn, and stands in the worker's row for it.
     pub again: bool,
     /// The backend's queue was full (Unix sockets tell so); `since` counts from the first such moment.
@@ -111,14 +112,18 @@ pub struct Session {
     pub accepted: u64,
     /// When its present state began.
     pub since: u64,
-    /// When a byte last moved.
+    /// When a byte last moved, or was acknowledged.
     pub active: u64,
+    /// All bytes that had moved by then are known to be acknowledged.
+    pub acknowledged: u64,
     /// When its present state has lasted too long; for a relaying session the sweep asks [`Session::overdue`].
     pub deadline: u64,
     /// The longest time without a byte.
     pub idle: u64,
     /// The same once one side has been shut.
     pub half_closed: u64,
+    /// Its entry among the worker's timers, 0 for none.
+    pub timer: u64,
 }
 
 impl Session {
@@ -139,20 +144,22 @@ impl Session {
             ticket,
             tried: Vec::new(),
             attempts: 0,
+            failure: None,
             refused: None,
             serial: 0,
             dial: 0,
             spare: SpareUse::Never,
             kept_alive: false,
-            stalled: false,
             again: false,
             crowded: false,
             accepted: now,
             since: now,
             active: now,
+            acknowledged: 0,
             deadline: u64::MAX,
             idle: micros(listener.idle_timeout),
             half_closed: micros(listener.pool.half_close_timeout),
+            timer: 0,
         }
     }
 
@@ -219,6 +226,14 @@ impl Session {
         }
     }
 
+    /// Takes note that a peer is gone, which the kernel would tell much later: as after a reset.
+    pub fn lose(&mut self, side: Side) {
+        let Some((flow, source, _)) = self.direction(side) else { return };
+        flow.ended = true;
+        source.give_up();
+        self.failure = (side == Side::Server).then_some(Errno::ETIMEDOUT);
+    }
+
     /// How it ends, where nothing is left to pass on: of a peer that is gone the last bytes have been written.
     pub fn ending(&self) -> Option<Cause> {
         if self.client.broken && self.up.closed {
@@ -229,6 +244,27 @@ impl Session {
             return Some(if self.up.whole && self.down.whole { Cause::Normal } else { Cause::Server });
         }
         (self.up.closed && self.down.closed).then_some(Cause::Normal)
+    }
+
+    /// Who serves it, or failed it last.
+    pub fn last_backend(&self) -> Option<&Arc<BackendCell>> {
+        self.backend.as_ref().or_else(|| self.tried.last())
+    }
+
+    /// What the kernel said where a backend is at fault.
+    pub fn error(&self, cause: Cause) -> Option<Errno> {
+        let cut = self.server.as_ref().is_some_and(|server| server.stream == Stream::Cut);
+        self.failure.or((cut && cause == Cause::Server).then_some(Errno::ECONNRESET))
+    }
+
+    /// Neither side has said anything, and the client wants nothing: an outer balancer's check, as a rule.
+    pub fn is_only_a_check(&self) -> bool {
+        self.up.bytes == 0 && !self.up.is_holding() && self.down.bytes == 0 && super::socket::has_ended(&self.client.fd)
+    }
+
+    /// The client has its whole answer, or the kernel has it for the client, and the backend waits for nothing that is held here.
+    pub fn is_answered(&self) -> bool {
+        self.state == State::Relaying && self.down.whole && !self.up.is_holding()
     }
 
     /// Tells each peer that has got a whole stream so, where a close was to tell it.
@@ -254,13 +290,17 @@ impl Session {
         }
     }
 
+    /// How long it may last without a byte.
+    pub fn patience(&self) -> u64 {
+        if self.is_half_closed() { self.idle.min(self.half_closed) } else { self.idle }
+    }
+
     /// When it has to end for want of bytes, and whose fault that would be.
     pub fn overdue(&self) -> (u64, Cause) {
-        let patience = if self.is_half_closed() { self.idle.min(self.half_closed) } else { self.idle };
         // Who keeps the other waiting: the one that does not read, else the one that is expected to speak.
         let server = self.up.is_holding() || (self.up.closed && !self.down.is_holding());
         let cause = if server { Cause::ServerTimeout } else { Cause::ClientTimeout };
-        (self.active.saturating_add(patience), cause)
+        (self.active.saturating_add(self.patience()), cause)
     }
 
     /// One direction is over, or a peer gone: what is left has `half_close_timeout`.

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getpeername,
-    getsockname, recv, send, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockname, recv, send,
+    setsockopt, shutdown, socket, sockopt,
 };
 
 use crate::config::Keepalive;
@@ -75,6 +75,11 @@ pub enum Dialled {
     Connected(OwnedFd),
 }
 
+/// What the system calls an error.
+pub fn words_of(errno: i32) -> &'static str {
+    Errno::from_raw(errno).desc()
+}
+
 /// Begins to connect. TCP_NODELAY is left to the second write ([`write_without_delay`]): a connection that has but one saves the call.
 pub fn dial(address: &Address) -> Result<Dialled, Errno> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -119,13 +124,7 @@ pub fn dial_result(fd: &OwnedFd) -> Result<(), Errno> {
     }
 }
 
-/// True where a connect has met itself.
-pub fn is_self_connected(fd: &OwnedFd) -> bool {
-    let own = getsockname::<SockaddrStorage>(fd.as_raw_fd());
-    own.is_ok() && own == getpeername::<SockaddrStorage>(fd.as_raw_fd())
-}
-
-/// The address that a client connected to; `None` for Unix sockets.
+/// The address of this machine that a socket is connected by; `None` for Unix sockets.
 pub fn local_ip(fd: &OwnedFd) -> Option<SocketAddr> {
     let own = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
     let four = own.as_sockaddr_in().map(|own| SocketAddr::V4((*own).into()));
@@ -138,14 +137,10 @@ pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
     uninterrupted(|| recv(fd.as_raw_fd(), buffer, MsgFlags::empty()))
 }
 
-/// Reads what has come, within bounds, for nobody: a close with something unread would be a reset.
-pub fn hear_out(fd: &OwnedFd) {
-    let mut buffer = [0; 4096];
-    for _ in 0..16 {
-        if !matches!(read(fd, &mut buffer), Ok(1..)) {
-            return;
-        }
-    }
+/// Reads what is there, within bounds, and throws it away.
+pub fn discard(fd: &OwnedFd, buffer: &mut [u8]) {
+    const MOST: usize = 16;
+    (0..MOST).take_while(|_| read(fd, buffer).is_ok_and(|n| n > 0)).for_each(drop);
 }
 
 /// True where the peer has ended or broken the connection, and there is nothing to read. Takes nothing out of it.
@@ -190,7 +185,11 @@ pub fn send_room(fd: &OwnedFd) -> usize {
 pub struct Delivery {
     /// The peer has not acknowledged all of them, or the end behind them.
     pub is_pending: bool,
-    /// How many it has acknowledged.
+    /// What was sent last, bytes or a probe of its closed window, it has not answered.
+    pub is_unanswered: bool,
+    /// It was bytes, sent more than once.
+    pub is_sent_again: bool,
+    /// How many bytes it has acknowledged.
     pub acknowledged: u64,
     /// Since it last acknowledged anything, a probe of its closed window included.
     pub silent: std::time::Duration,
@@ -201,7 +200,10 @@ pub struct Delivery {
 #[derive(Default)]
 struct TcpInfo {
     state: u8,
-    bytes: [u8; 7],
+    congestion: u8,
+    retransmits: u8,
+    probes: u8,
+    bytes: [u8; 4],
     timeouts: [u32; 4],
     unacked: u32,
     segments: [u32; 4],
@@ -230,6 +232,8 @@ pub fn delivery(fd: &OwnedFd) -> Option<Delivery> {
     };
     (asked == 0).then(|| Delivery {
         is_pending: info.state != CLOSED && (info.unacked > 0 || info.notsent_bytes > 0),
+        is_unanswered: info.retransmits > 0 || info.probes > 0,
+        is_sent_again: info.retransmits > 0,
         acknowledged: info.bytes_acked,
         silent: std::time::Duration::from_millis(info.last_ack_recv.into()),
     })
@@ -265,14 +269,6 @@ pub fn keep_alive(fd: &OwnedFd, keepalive: Keepalive) {
         let _ = setsockopt(fd, sockopt::TcpKeepCount, &u32::from(keepalive.count));
         let _ = setsockopt(fd, sockopt::KeepAlive, &true);
     }
-}
-
-/// Bounds how long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, tcp(7)); zero leaves it to the kernel, which
-/// gives up after a quarter of an hour. No error on Unix sockets.
-pub fn limit_unacknowledged(fd: &OwnedFd, patience: std::time::Duration) {
-    let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).min(i32::MAX as u32);
-    // Fails only on a socket that is dead or not TCP.
-    let _ = setsockopt(fd, sockopt::TcpUserTimeout, &millis);
 }
 
 /// Gives freed memory back to the kernel, milliseconds a hundred megabytes; where the C library is not glibc, that sees to it.

@@ -11,8 +11,9 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::accept_error::is_shortage;
 use super::inbox::Sessions;
+use super::own_address::has_met_itself;
 use super::relay::End;
-use super::serve::{interest, may_meet_itself};
+use super::serve::interest;
 use super::session::SpareUse;
 use super::socket::{self, Dialled};
 use super::stock::{PAUSE, Spare};
@@ -37,6 +38,9 @@ impl Worker {
     /// Closes what is too old, opens what is lacking. At the end of a turn: no event of this turn can be meant for
     /// a spare opened in it.
     pub(super) fn tend_spares(&mut self) {
+        if !self.spares.overdue(self.now).is_empty() {
+            self.hear_what_waits(); // a connect may have succeeded
+        }
         for key in self.spares.overdue(self.now) {
             match self.spares.spare(key) {
                 Some(spare) if !spare.connected => self.spare_failed(key, Errno::ETIMEDOUT),
@@ -125,7 +129,7 @@ impl Worker {
     fn spare_connected(&mut self, key: usize) {
         let now = self.now;
         let Some(Spare { fd, backend, since, .. }) = self.spares.spare(key) else { return };
-        if may_meet_itself(&backend.address) && socket::is_self_connected(fd) {
+        if has_met_itself(&mut self.local_ports, now, backend, fd) {
             return self.spare_failed(key, Errno::ECONNREFUSED);
         }
         backend.shards[self.index].connect_times.record(Duration::from_micros(now - *since));
@@ -141,7 +145,8 @@ impl Worker {
 
     fn blame(&mut self, backend: &Arc<BackendCell>, why: Errno) {
         self.spares.pause(backend, self.now, false);
-        if !is_shortage(why) {
+        if !is_shortage(why) && why != Errno::EADDRNOTAVAIL {
+            backend.connect_failed(why as i32, self.now);
             backend.shards[self.index].connect_errors.add(1);
             self.tell_of_failed_dial(backend, why);
         }
@@ -206,7 +211,7 @@ impl Worker {
         // A child that is just being started may have a copy of it, whose events would be taken for the next one's of this key.
         let _ = self.epoll.delete(&fd);
         socket::finish_writing(&fd);
-        socket::hear_out(&fd); // a server that speaks first has an end in its log, and no reset
+        socket::discard(&fd, &mut self.scratch); // a server that speaks first has an end in its log, and no reset
         drop(fd);
         self.release_spare(&backend);
     }

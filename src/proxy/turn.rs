@@ -7,7 +7,6 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use super::row::Side;
 use super::session::{Next, Session, SpareUse, State};
 use super::socket;
-use super::sweep::bear_with;
 use super::token::Token;
 use super::worker::Worker;
 use crate::words::Cause;
@@ -77,12 +76,9 @@ impl Worker {
         let (up, down) = (session.up.bytes - before.0, session.down.bytes - before.1);
         session.has_moved();
         count_bytes(session, self.index, up, down);
-        if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
-            bear_with(session);
-        }
         if session.is_half_closed() {
-            let soon = session.overdue().0;
-            self.sweep_by(soon);
+            let soon = self.now + session.patience() / 4;
+            self.look_by(key, soon);
         }
         match next {
             Next::Again => {

@@ -2,6 +2,7 @@
 //! and the buffer they share; [`Worker::run`] returns at a safe point, where nothing is half done, and can
 //! be called again. Here alone in this room is the clock read, once a turn.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::carry::Marking;
 use super::door::{Door, Hold};
 use super::inbox::{Command, Inbox, Outcome, Sessions};
 use super::limits::Limits;
+use super::own_address::LocalPorts;
 use super::queue::Queues;
 use super::ring::Ring;
 use super::row::{ROW, Row, WORTH_A_RING};
@@ -24,6 +26,9 @@ use super::scratch::Scratch;
 use super::session::{Next, Session};
 use super::socket::{self, monotonic_micros};
 use super::stock::Spares;
+use super::summary::Summary;
+use super::sweep::Unacknowledged;
+use super::timers::Timers;
 use super::token::Token;
 use crate::snapshot::{Reader, Snapshot};
 use crate::words::{Address, Cause};
@@ -86,10 +91,22 @@ pub struct Worker {
     /// Sessions that ended in this turn. They go when its events are handled: a stale event must not hit a reused entry.
     pub(super) gone: Vec<usize>,
     pub(super) now: u64,
-    pub(super) sweep_at: u64,
-    pub(super) swept: u64,
-    /// A snapshot has come since the last sweep.
-    pub(super) changed: bool,
+    /// When to look at which session.
+    pub(super) timers: Timers,
+    /// What peers that had not acknowledged all had acknowledged when that was last looked at.
+    pub(super) unacknowledged: HashMap<usize, Unacknowledged>,
+    /// A snapshot has come: sessions from this key on, so many keys, have yet to take what it says.
+    pub(super) refresh: Option<(usize, usize)>,
+    /// When they go on doing so.
+    pub(super) refresh_at: u64,
+    /// Errors of sessions that the log has yet to have the number of.
+    pub(super) summary: Summary,
+    /// The ports that the kernel hands out.
+    pub(super) local_ports: LocalPorts,
+    /// After a pause of the process nothing is ended for time until then.
+    pub(super) grace_until: u64,
+    /// When to look whether a shortage is over.
+    pub(super) recover_at: u64,
     /// Of the last session.
     pub(super) serial: u16,
     /// State of a xorshift; good enough to draw two backends.
@@ -148,9 +165,14 @@ impl Worker {
             again: Vec::new(),
             gone: Vec::new(),
             now,
-            sweep_at: u64::MAX,
-            swept: now,
-            changed: false,
+            timers: Timers::new(now),
+            unacknowledged: HashMap::new(),
+            refresh: None,
+            refresh_at: u64::MAX,
+            summary: Summary::default(),
+            local_ports: LocalPorts::unknown(),
+            grace_until: 0,
+            recover_at: u64::MAX,
             serial: now as u16, // another program's last one is unknown
             seed: now | 1,
             retired: Vec::new(),
@@ -224,9 +246,7 @@ impl Worker {
             // Commands take clients in: not before every event of a former owner of their entries is handled.
             let parked = told && self.take_commands();
             self.answer_doors();
-            if self.now >= self.sweep_at {
-                self.sweep();
-            }
+            self.sweep();
             self.bury();
             if self.spares.due() <= self.now {
                 self.tend_spares();
@@ -249,6 +269,7 @@ impl Worker {
             }
             if parked {
                 self.hold_doors();
+                self.tell_sums(u64::MAX);
                 self.bury(); // whoever goes on finds nobody who has ended
                 self.paused = true;
                 return;
@@ -281,7 +302,7 @@ impl Worker {
         if !self.again.is_empty() || self.marking.is_unfinished() || self.queues.are_due() {
             return EpollTimeout::ZERO;
         }
-        let until = self.sweep_at.min(self.shut_until.unwrap_or(u64::MAX)).min(self.spares.due());
+        let until = self.sweep_at().min(self.shut_until.unwrap_or(u64::MAX)).min(self.spares.due());
         if until == u64::MAX {
             return EpollTimeout::NONE;
         }
@@ -295,8 +316,7 @@ impl Worker {
             return;
         }
         self.snapshot = Arc::clone(newest);
-        self.changed = true;
-        self.sweep_by(self.now + REFRESH);
+        self.refresh_from(self.now + REFRESH);
         for (_, door) in &mut self.doors {
             door.take(&self.snapshot);
         }
@@ -350,8 +370,9 @@ impl Worker {
             .map(|(key, _)| key)
             .collect();
         for key in chosen {
-            let phase = self.sessions[key].phase();
-            self.end(key, Cause::Killed, phase);
+            let session = &self.sessions[key];
+            let (phase, answered) = (session.phase(), session.is_answered());
+            self.end(key, if answered { Cause::Normal } else { Cause::Killed }, phase);
         }
     }
 

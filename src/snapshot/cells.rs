@@ -51,6 +51,10 @@ pub struct BackendCell {
     pub live: Live,
     /// A shard a worker.
     pub shards: Box<[Padded<BackendShard>]>,
+    /// The last connect that failed: microseconds of CLOCK_MONOTONIC in the upper 48 bits, errno in the lower; 0 for none.
+    failed: AtomicU64,
+    /// When its address was last found not to be this machine's; 0 for never.
+    elsewhere: AtomicU64,
     removed: Removed,
 }
 
@@ -195,6 +199,28 @@ impl BackendCell {
     /// When it left the configuration, in microseconds of CLOCK_MONOTONIC.
     pub fn removed_since(&self) -> Option<u64> {
         self.removed.since()
+    }
+
+    /// Takes note of a connect that failed.
+    pub fn connect_failed(&self, errno: i32, now: u64) {
+        self.failed.store(now << 16 | u64::from(errno as u16), Relaxed);
+    }
+
+    /// The errno of the last connect that failed, and when that was.
+    pub fn last_failure(&self) -> Option<(i32, u64)> {
+        let failed = self.failed.load(Relaxed);
+        (failed > 0).then_some(((failed & 0xffff) as i32, failed >> 16))
+    }
+
+    /// Takes note that its address is not this machine's.
+    pub fn found_elsewhere(&self, now: u64) {
+        self.elsewhere.store(now, Relaxed);
+    }
+
+    /// True where its address was found not to be this machine's after that moment.
+    pub fn is_elsewhere(&self, since: u64) -> bool {
+        let found = self.elsewhere.load(Relaxed);
+        found > 0 && found >= since
     }
 }
 
@@ -348,6 +374,8 @@ fn backend(reference: BackendRef, address: Address, pool: &Arc<PoolCell>, shards
         pool: Arc::clone(pool),
         live: Live::default(),
         shards: (0..shards).map(|_| Padded::default()).collect(),
+        failed: AtomicU64::new(0),
+        elsewhere: AtomicU64::new(0),
         removed: Removed::default(),
     }
 }

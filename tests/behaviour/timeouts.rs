@@ -1,9 +1,10 @@
 //! How long lbd waits for whom, and that a change of it reaches sessions that are there already.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use socket2::Socket;
 
 use crate::backend::{Backend, Full, echo, named, silent};
@@ -125,4 +126,101 @@ fn a_session_takes_the_timeouts_of_a_reload() {
     until("it is counted", || {
         (lbd.listener("web")["ended"] == serde_json::json!({ "client_timeout": 1 })).then_some(())
     });
+}
+
+#[test]
+fn bytes_that_a_slow_reader_acknowledges_put_off_half_close_and_idle_timeouts() {
+    const SIZE: usize = 120_000;
+    for keys in ["half_close_timeout: 400ms", ""] {
+        let half_closed = !keys.is_empty();
+        // All of the answer is in the kernel's hands at once; a part of it goes to the reader each time that reads.
+        let backend = Backend::start(move |mut socket: Socket| {
+            socket.read_exact(&mut [0])?;
+            socket.write_all(&[7; SIZE])?;
+            if half_closed { Ok(()) } else { std::io::copy(&mut socket, &mut std::io::sink()).map(drop) }
+        });
+        let file = web(&[("a", &backend)], keys);
+        let lbd = Lbd::start(&if half_closed {
+            file
+        } else {
+            file.replace("pool: web }", "pool: web, idle_timeout: 400ms }")
+        });
+        let mut client = connect_slowly(lbd.web());
+        client.write_all(b"?").unwrap();
+        let (start, mut got, mut buffer) = (Instant::now(), 0, [0; 4096]);
+        while got < SIZE {
+            let n = client.read(&mut buffer).unwrap_or_else(|e| panic!("{keys}: {e} after {got} bytes"));
+            assert_ne!(n, 0, "{keys}: an end after {got} bytes");
+            got += n;
+            let read = Instant::now();
+            until("a slow reader reads on", || (read.elapsed() > Duration::from_millis(40)).then_some(()));
+        }
+        assert!(start.elapsed() > Duration::from_millis(900), "more than two timeouts: {:?}", start.elapsed());
+        assert_eq!(end_of(&client), End::Closed, "{keys}");
+    }
+}
+
+#[test]
+fn a_reader_that_takes_nothing_ends_at_half_close_timeout() {
+    let backend = Backend::start(|mut socket: Socket| {
+        socket.read_exact(&mut [0])?;
+        socket.write_all(&[7; 120_000])
+    });
+    let lbd = Lbd::start(&web(&[("a", &backend)], "half_close_timeout: 400ms"));
+    let mut client = connect_slowly(lbd.web());
+    client.write_all(b"?").unwrap();
+    let start = Instant::now();
+    lbd.await_backend("web/a", "connections_active", 0);
+    assert!(start.elapsed() > Duration::from_millis(350), "{:?}", start.elapsed());
+    until("it is counted", || {
+        (lbd.listener("web")["ended"] == serde_json::json!({ "client_timeout": 1 })).then_some(())
+    });
+}
+
+/// A client whose kernel takes little at a time.
+fn connect_slowly(address: std::net::SocketAddr) -> Socket {
+    let client = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    client.set_recv_buffer_size(4096).unwrap();
+    client.connect(&address.into()).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    client
+}
+
+#[test]
+fn a_peer_that_answers_nothing_ends_after_keepalives_patience_and_one_that_does_not_read_does_not() {
+    for dead in [true, false] {
+        let backend = Backend::start(echo);
+        let keys = "pool: web, keepalive: { idle: 1s, interval: 1s, count: 1 } }";
+        let lbd = Lbd::start(&web(&[("a", &backend)], "").replace("pool: web }", keys));
+        let mut client = connect_slowly(lbd.web());
+        echoes(&client).unwrap();
+        if dead {
+            // Drops whatever comes, as a machine without power does.
+            client.attach_filter(&[socket2::SockFilter::new(0x06, 0, 0, 0)]).unwrap(); // BPF_RET | BPF_K
+            client.write_all(b"is said again, and never acknowledged").unwrap();
+        } else {
+            client.write_all(&[7; 30_000]).unwrap(); // comes back to a reader that does not read
+        }
+        let start = Instant::now();
+        let ended = || lbd.backend("web/a")["connections_active"] == 0;
+        until("it is found out", || (ended() || start.elapsed() > Duration::from_secs(5)).then_some(()));
+        assert_eq!(ended(), dead, "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn what_came_during_a_pause_of_the_process_is_heard_before_a_session_ends_for_time() {
+    let backend = Backend::start(echo);
+    let idle = web(&[("a", &backend)], "").replace("pool: web }", "pool: web, idle_timeout: 500ms }");
+    let lbd = Lbd::start(&idle);
+    let mut client = connect(lbd.web());
+    echoes(&client).unwrap();
+    lbd.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    client.write_all(b"here").unwrap();
+    until("its time is over", || (start.elapsed() > Duration::from_millis(800)).then_some(()));
+    lbd.signal(Signal::SIGCONT);
+    let mut back = [0; 4];
+    client.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"here");
 }

@@ -189,7 +189,7 @@ impl Supervisor {
         let key: BackendKey = (cell.reference.clone(), cell.address.clone());
         let known = self.backends.get(&key);
         let (health, admin, live) = (self.health_of(&key), self.admin_of(&key), cell.live.count());
-        let over = self.overrides.get(&key);
+        let (over, failure) = (self.overrides.get(&key), cell.last_failure());
         let sum = |part: fn(&BackendShard) -> &Count| total(&cell.shards, part);
         let state = match (cell.removed_since(), admin) {
             (Some(_), _) => "leaving",
@@ -217,6 +217,8 @@ impl Supervisor {
             bytes_in: sum(|s| &s.bytes_in),
             bytes_out: sum(|s| &s.bytes_out),
             connect_errors: sum(|s| &s.connect_errors),
+            last_connect_error: failure.map(|(errno, _)| crate::proxy::words_of(errno).to_owned()),
+            last_connect_error_seconds_ago: failure.map(|(_, at)| now.micros.saturating_sub(at) / 1_000_000),
             retries: sum(|s| &s.retries),
             probes_ok: known.map_or(0, |k| k.probes_ok),
             probes_failed: known.map_or(0, |k| k.probes_failed),

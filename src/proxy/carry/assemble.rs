@@ -23,7 +23,7 @@ use crate::proxy::session::{Session, State};
 use crate::proxy::socket;
 use crate::proxy::stock::Spares;
 use crate::proxy::token::Token;
-use crate::proxy::worker::{REFRESH, Setup, Worker};
+use crate::proxy::worker::{Setup, Worker};
 use crate::snapshot::{BackendCell, ListenerCell, PoolCell};
 use crate::words::ProxyVersion;
 
@@ -124,8 +124,7 @@ impl Worker {
         self.retired = retired.into_iter().map(socket::own).collect();
         (self.shut_until, self.shut_for) = (carried.shut_until, carried.shut_for);
         // The snapshot is another one, and so may be the timeouts.
-        self.changed = true;
-        self.sweep_at = carried.sweep_at.min(self.now + REFRESH);
+        self.refresh_from(self.now);
         self.paused = true;
         Ok(())
     }
@@ -298,20 +297,22 @@ fn assembled(session: CarriedSession, found: Found, memory: &Memory) -> Session 
         ticket: session.ticket,
         tried: found.tried,
         attempts: session.attempts,
+        failure: (session.failure != 0).then(|| Errno::from_raw(session.failure)),
         refused: None,
         serial: session.serial,
         dial: session.dial,
         spare: session.spare,
         kept_alive: session.kept_alive,
-        stalled: session.stalled,
         again: false,
         crowded: session.crowded,
         accepted: session.accepted,
         since: session.since,
         active: session.active,
+        acknowledged: 0,
         deadline: session.deadline,
         idle: session.idle,
         half_closed: session.half_closed,
+        timer: 0,
     }
 }
 

@@ -84,7 +84,7 @@ fn session() -> impl Strategy<Value = CarriedSession> {
     let rest = (
         prop::sample::select(states.to_vec()),
         prop::sample::select(uses.to_vec()),
-        any::<[bool; 3]>(),
+        any::<[bool; 2]>(),
         any::<[u8; 2]>(),
     );
     (ends, who, from, rest, any::<[u64; 7]>()).prop_map(
@@ -95,7 +95,7 @@ fn session() -> impl Strategy<Value = CarriedSession> {
             rest,
             times,
         )| {
-            let (state, spare, [kept_alive, stalled, crowded], [attempts, dial]) = rest;
+            let (state, spare, [kept_alive, crowded], [attempts, dial]) = rest;
             let served = matches!(state, State::Connecting | State::Relaying);
             let [ticket, accepted, since, active, deadline, idle, half_closed] = times;
             CarriedSession {
@@ -114,11 +114,11 @@ fn session() -> impl Strategy<Value = CarriedSession> {
                 ticket,
                 tried,
                 attempts,
+                failure: 0,
                 serial: u16::from(dial) * 257,
                 dial,
                 spare,
                 kept_alive,
-                stalled,
                 crowded,
                 accepted,
                 since,
@@ -133,7 +133,7 @@ fn session() -> impl Strategy<Value = CarriedSession> {
 
 /// A worker with some of everything. `fd` opens its descriptors.
 fn worker(sessions: Vec<CarriedSession>, spares: Vec<(bool, u64)>, mut fd: impl FnMut() -> RawFd) -> CarriedWorker {
-    let mut it = CarriedWorker { names: names(), sweep_at: 0, ..CarriedWorker::default() };
+    let mut it = CarriedWorker { names: names(), ..CarriedWorker::default() };
     let mut table = Vec::new();
     // Holes in the tables, as time makes them.
     for (n, mut session) in sessions.into_iter().enumerate() {

@@ -66,8 +66,6 @@ pub struct CarriedWorker {
     pub shut_until: Option<u64>,
     /// How long they were shut last.
     pub shut_for: u64,
-    /// When the table is to be swept.
-    pub sweep_at: u64,
 }
 
 /// One listening socket.
@@ -118,6 +116,8 @@ pub struct CarriedSession {
     pub tried: Vec<u32>,
     /// Connects that failed.
     pub attempts: u8,
+    /// The errno of the last of them, 0 for none.
+    pub failure: i32,
     /// Tells it from others of its key; part of the tokens of both sockets.
     pub serial: u16,
     /// Counts dials; part of the server's token.
@@ -126,8 +126,6 @@ pub struct CarriedSession {
     pub spare: SpareUse,
     /// Keepalive has been turned on.
     pub kept_alive: bool,
-    /// A peer has been seen to read more slowly than the other writes.
-    pub stalled: bool,
     /// The backend's queue was full.
     pub crowded: bool,
     /// When the client was accepted.

@@ -61,7 +61,6 @@ impl Worker {
             stocks,
             shut_until: self.shut_until,
             shut_for: self.shut_for,
-            sweep_at: self.sweep_at,
             names: names.done(),
         })
     }
@@ -99,11 +98,11 @@ fn session_of(key: usize, session: &Session, names: &mut Naming) -> CarriedSessi
         ticket: session.ticket,
         tried: session.tried.iter().map(|backend| names.backend(backend)).collect(),
         attempts: session.attempts,
+        failure: session.failure.map_or(0, |failure| failure as i32),
         serial: session.serial,
         dial: session.dial,
         spare: session.spare,
         kept_alive: session.kept_alive,
-        stalled: session.stalled,
         crowded: session.crowded,
         accepted: session.accepted,
         since: session.since,

@@ -86,7 +86,6 @@ fn empty_shares(workers: &[CarriedWorker], count: usize) -> Vec<CarriedWorker> {
         // A door that is shut for want of descriptors has a worker who knows until when.
         shut_until: workers.iter().filter_map(|worker| worker.shut_until).max(),
         shut_for: workers.iter().map(|worker| worker.shut_for).max().unwrap_or(0),
-        sweep_at: workers.iter().map(|worker| worker.sweep_at).min().unwrap_or(u64::MAX),
         ..CarriedWorker::default()
     };
     let mut shares = vec![share; count];

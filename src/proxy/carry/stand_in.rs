@@ -17,7 +17,6 @@ use super::{CarriedEnd, CarriedFlow};
 use crate::proxy::relay::End;
 use crate::proxy::session::{Next, Session, State};
 use crate::proxy::socket;
-use crate::proxy::sweep::bear_with;
 use crate::proxy::token::Token;
 use crate::proxy::turn::count_bytes;
 use crate::proxy::worker::{EVENTS, REFRESH, Worker};
@@ -59,7 +58,6 @@ pub(super) struct Turn {
     pub down: CarriedFlow,
     /// The backend has the PROXY header that it expects.
     introduced: bool,
-    stalled: bool,
     active: u64,
     /// It could go on.
     again: bool,
@@ -158,9 +156,6 @@ impl Worker {
         let session = &mut self.sessions[key];
         let next = session.relay(&mut self.scratch, &self.limits.memory, self.now);
         seen.turns.insert(key);
-        if !session.stalled && (session.up.is_holding() || session.down.is_holding()) {
-            bear_with(session);
-        }
         if next == Next::Again && !mem::replace(&mut session.again, true) {
             self.again.push(key);
         }
@@ -174,7 +169,7 @@ impl Worker {
 
     /// Takes up what became of a session; counts what was carried of it.
     fn take_turn(&mut self, key: usize, turn: Turn) -> Result<(), Unfit> {
-        let Turn { client, server, up, down, introduced, stalled, active, again, due } = turn;
+        let Turn { client, server, up, down, introduced, active, again, due } = turn;
         let (session, memory) = (&mut self.sessions[key], &self.limits.memory);
         let moved = (up.bytes.checked_sub(session.up.bytes), down.bytes.checked_sub(session.down.bytes));
         up.check(key)?;
@@ -196,7 +191,7 @@ impl Worker {
         if introduced {
             session.send_proxy = None;
         }
-        (session.stalled, session.active) = (stalled, active);
+        session.active = active;
         session.has_moved();
         count_bytes(session, self.index, carried_up, carried_down);
         if mem::replace(&mut session.again, again) != again {
@@ -205,7 +200,7 @@ impl Worker {
         if let Some(due) = due {
             self.due.push((key, due.next()?));
         }
-        self.sweep_at = self.sweep_at.min(self.now + REFRESH); // it may be half closed now
+        self.look_by(key, self.now + REFRESH); // it may be half closed now
         Ok(())
     }
 
@@ -245,7 +240,6 @@ fn turn_of(session: &Session, due: Option<&Due>) -> Option<Turn> {
         up: picture::flow(&session.up),
         down: picture::flow(&session.down),
         introduced: session.send_proxy.is_none(),
-        stalled: session.stalled,
         active: session.active,
         again: session.again,
         due: due.cloned(),

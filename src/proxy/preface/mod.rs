@@ -36,7 +36,7 @@ impl Worker {
         let session = &mut self.sessions[key];
         session.state = State::Preface;
         session.deadline = deadline;
-        self.sweep_by(deadline);
+        self.look_by(key, deadline);
     }
 
     /// Reads on, and goes on to the choice of a backend once the header is whole.

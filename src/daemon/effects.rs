@@ -293,7 +293,7 @@ impl Effects {
         }
     }
 
-    fn look_at_sockets(&self, number: u64, events: &mut VecDeque<Event>) {
+    fn look_at_sockets(&mut self, number: u64, events: &mut VecDeque<Event>) {
         self.tell_all(|| Command::LookAtDoors);
         match self.sockets.paths() {
             paths if paths.is_empty() => events.push_back(Event::LookedAtSockets(number, Vec::new())),

@@ -261,7 +261,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let (changed_sender, changed) = mpsc::channel(1);
     let (job_sender, job) = mpsc::channel(1);
     let (checked_sender, checked) = mpsc::channel(1);
-    let (paths, looked) = persist(LONG, Paths::start).map_err(kernel("the thread that looks at paths cannot start"))?;
+    let (paths, looked) = Paths::new();
     let prober = Prober::new(descriptors).map_err(kernel("probes cannot be made"))?;
     let mut effects = Effects {
         control,

@@ -161,20 +161,37 @@ fn missing(listed: &Listed) -> Option<String> {
 /// What came of a look: its number, and who cannot be reached and why.
 pub type Looked = (u64, Vec<(Address, String)>);
 
-/// Looks at paths on a thread of its own: a file system may hang.
+/// Looks at paths on a thread of its own, for a file system may hang. It is begun with the first look: who has no Unix socket needs none.
 #[derive(Debug)]
 pub struct Paths {
-    jobs: SyncSender<(u64, Vec<Listed>)>,
+    jobs: Option<SyncSender<Job>>,
+    tell: mpsc::Sender<Looked>,
 }
 
+type Job = (u64, Vec<Listed>);
+
 impl Paths {
-    /// Begins it; what is found comes in at the receiver.
-    ///
-    /// # Errors
-    /// There is no thread to be had.
-    pub fn start() -> io::Result<(Self, mpsc::Receiver<Looked>)> {
-        let (jobs, to_do): (_, Receiver<(u64, Vec<Listed>)>) = sync_channel(1);
+    /// One that has looked at nothing; what is found comes in at the receiver.
+    pub fn new() -> (Self, mpsc::Receiver<Looked>) {
         let (tell, told) = mpsc::channel(2);
+        (Self { jobs: None, tell }, told)
+    }
+
+    /// Has these looked at; where the last look hangs, nothing comes of it.
+    pub fn look(&mut self, number: u64, listed: Vec<Listed>) {
+        if self.jobs.is_none() {
+            self.jobs = self.begin().ok();
+        }
+        match &self.jobs {
+            Some(jobs) => drop(jobs.try_send((number, listed))),
+            // There is no thread to be had now. The next look may have one.
+            None => drop(self.tell.try_send((number, Vec::new()))),
+        }
+    }
+
+    fn begin(&self) -> io::Result<SyncSender<Job>> {
+        let (jobs, to_do): (_, Receiver<Job>) = sync_channel(1);
+        let tell = self.tell.clone();
         thread::Builder::new().name("lbd-paths".into()).spawn(move || {
             leave_to_others();
             while let Ok((number, listed)) = to_do.recv() {
@@ -182,12 +199,7 @@ impl Paths {
                 let _ = tell.blocking_send((number, found)); // the daemon may have ended
             }
         })?;
-        Ok((Self { jobs }, told))
-    }
-
-    /// Has these looked at; where the last look hangs, nothing comes of it.
-    pub fn look(&self, number: u64, listed: Vec<Listed>) {
-        let _ = self.jobs.try_send((number, listed));
+        Ok(jobs)
     }
 }
 
@@ -231,7 +243,7 @@ mod tests {
         let (_socket, id) = bind(&path, &Access::default()).unwrap();
         let listed = Listed { address: Address::Unix(path.clone()), path: path.clone(), id };
         assert_eq!(missing(&listed), None);
-        let (paths, mut told) = Paths::start().unwrap();
+        let (mut paths, mut told) = Paths::new();
         fs::rename(&path, folder.path().join("elsewhere")).unwrap(); // so that the inode is not given to another file
         assert_eq!(missing(&listed), Some("its socket file was removed".into()));
         let _other = UnixListener::bind(&path).unwrap();

@@ -5,7 +5,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tracing::info;
 
-use super::door::Hold;
 use super::queue::leave_queue;
 use super::session::{Session, State};
 use super::socket;
@@ -122,8 +121,8 @@ impl Worker {
     /// Gives back the places that a client had at its listener and in the process.
     pub(super) fn free_places(&mut self, listener: &ListenerCell) {
         if listener.live.release() | self.limits.sessions.release() {
-            self.open_doors(Hold::Limit);
             self.wake_others();
+            self.wake_up(); // it looks after the others, or its own clients would always come first
         }
     }
 }

@@ -110,7 +110,7 @@ impl Worker {
         let ip = session.peer.map(|peer| peer.ip());
         let (spares, may) = (&self.spares, session.spare != SpareUse::Failed);
         let choice = choose(pool, session.ticket, ip, random, &session.tried, |backend| may && spares.has(backend));
-        if queued && !matches!(choice, Choice::Full | Choice::Wait) {
+        if queued && !matches!(choice, Choice::Full | Choice::Unproven) {
             leave_queue(&mut self.queues, session, key);
         }
         match choice {
@@ -134,7 +134,7 @@ impl Worker {
                 self.pause(key, AGAIN);
             }
             Choice::Nobody => self.refuse(key, Refusal::NoBackend),
-            Choice::Wait => match pool.queue {
+            Choice::Unproven => match pool.queue {
                 None => self.refuse(key, Refusal::NoBackend),
                 Some(_) if queued => {}
                 Some(queue) => self.enqueue(key, queue.max, queue.timeout),

@@ -378,10 +378,17 @@ impl Worker {
 
     /// Tells the others that there is room.
     pub(super) fn wake_others(&self) {
-        for waker in &self.others {
+        // From its neighbour on: the places of a listener go round.
+        let (before, after) = self.others.split_at(self.index.min(self.others.len()));
+        for waker in after.iter().chain(before) {
             // Fails only where it is awake already.
             let _ = waker.write(1);
         }
+    }
+
+    /// Has this one look at its doors in the next turn.
+    pub(super) fn wake_up(&self) {
+        let _ = self.inbox.waker.write(1); // as above
     }
 
     /// Tells another one that a place is for it.

@@ -18,6 +18,7 @@ mod listening;
 mod operator;
 mod proxy_protocol;
 mod proxying;
+mod queue;
 mod service;
 mod shortage;
 mod spare;

@@ -3,47 +3,86 @@
 
 use std::fs;
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
 use super::{Kind, Request, Setup, at};
-use crate::client::{Broken, Client};
+use crate::client::{Broken, Client, PATIENCE};
 use crate::random::Random;
 use crate::server::Server;
-use crate::world::World;
+use crate::world::{Results, World};
 
 pub const KIND: Kind = Kind { name: "fin-reset", by_default: false, begin };
 
+/// In so many of a hundred cases lbd stands still from the request until the reset: it finds all of it at once.
+const AT_ONCE: usize = 15;
+
 fn begin(setup: &mut Setup) {
-    let resetting = Server::start(|socket| {
-        let request = Request::read(socket)?;
-        request.answer(socket)?;
-        socket.shutdown(Shutdown::Write)?;
-        if has_been_acknowledged(socket) {
-            // Some resets come with the end, some while it is passed on.
-            thread::park_timeout(Duration::from_micros(request.number % 1_500));
-            socket.set_linger(Some(Duration::ZERO))?;
+    let steps = Arc::new(Steps::default());
+    let resetting = Server::start({
+        let steps = Arc::clone(&steps);
+        move |socket| {
+            let request = Request::read(socket)?;
+            steps.asked.tell(request.number, 0);
+            if steps.go.await_for(request.number, PATIENCE).is_none() {
+                return Ok(());
+            }
+            request.answer(socket)?;
+            socket.shutdown(Shutdown::Write)?;
+            if has_been_acknowledged(socket) {
+                // Some resets come with the end, some while it is passed on.
+                thread::park_timeout(Duration::from_micros(request.number % 1_500));
+                socket.set_linger(Some(Duration::ZERO))?;
+            }
+            steps.done.tell(request.number, 0);
+            Ok(())
         }
-        Ok(())
     });
     setup.service("fin-reset", "", "", vec![("a", at(&resetting))]);
-    setup.tasks("fin-reset", 6, |world, mut random| {
+    setup.tasks("fin-reset", 6, move |world, mut random| {
         while !world.pause(random.millis(1, 25)) {
             let bytes = random.pick(&[0, 3_000, 3_000, 3_000, 12_000, 60_000]) + random.between(0, 100);
             let request = Request::new(&mut random, bytes);
             let window = random.percent(20).then_some(8_192);
             let Some(client) = Client::open_with(world, "fin-reset", window) else { return };
-            if let Err(broken) = fetch(world, &client, request, &mut random) {
+            if let Err(broken) = fetch(world, &client, &steps, request, &mut random) {
                 client.violated("fin-reset", &format!("an answer of {bytes} bytes, its end and then a reset"), broken);
             }
         }
     });
 }
 
-fn fetch(world: &World, client: &Client<'_>, request: Request, random: &mut Random) -> Result<(), Broken> {
+/// What client and server tell each other beside the connection, by the request's number.
+#[derive(Default)]
+struct Steps {
+    asked: Results,
+    go: Results,
+    done: Results,
+}
+
+fn fetch(
+    world: &World,
+    client: &Client<'_>,
+    steps: &Steps,
+    request: Request,
+    random: &mut Random,
+) -> Result<(), Broken> {
     client.send(&request.encoded())?;
+    // More than lbd's kernel takes in cannot be acknowledged while lbd stands still.
+    if random.percent(AT_ONCE) && request.bytes < 20_000 && steps.asked.await_for(request.number, PATIENCE).is_some() {
+        let alone = world.alone();
+        world.lbd.stop(true);
+        steps.go.tell(request.number, 0);
+        let _ = steps.done.await_for(request.number, PATIENCE);
+        world.pause_even_if_over(Duration::from_millis(5)); // the reset itself is the server's next act
+        world.lbd.stop(false);
+        drop(alone);
+    } else {
+        steps.go.tell(request.number, 0);
+    }
     if random.percent(20) {
         world.pause(random.millis(1, 200));
     }

@@ -19,6 +19,8 @@ pub struct Client<'w> {
     listener: &'static str,
     pub socket: Socket,
     pub since: Instant,
+    /// It was reset before the connect had returned.
+    is_reset: bool,
 }
 
 /// How a conversation broke.
@@ -61,23 +63,26 @@ impl<'w> Client<'w> {
     /// As `open`, with a receive buffer of so many bytes.
     pub fn open_with(world: &'w World, listener: &'static str, buffer: Option<usize>) -> Option<Self> {
         let account = world.account(listener);
-        let connect = || -> io::Result<Socket> {
+        let connect = || -> io::Result<(Socket, bool)> {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             if let Some(bytes) = buffer {
                 socket.set_recv_buffer_size(bytes)?;
             }
-            socket.connect_timeout(&account.address.into(), PATIENCE)?;
+            let is_reset = match socket.connect_timeout(&account.address.into(), PATIENCE) {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => true,
+                connected => connected.map(|()| false)?,
+            };
             socket.set_tcp_nodelay(true)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.set_write_timeout(Some(PATIENCE))?;
-            Ok(socket)
+            Ok((socket, is_reset))
         };
         match connect() {
-            Ok(socket) => {
+            Ok((socket, is_reset)) => {
                 account.connected.fetch_add(1, SeqCst);
                 account.open.fetch_add(1, SeqCst);
                 world.journal.count(listener);
-                Some(Self { world, listener, socket, since: Instant::now() })
+                Some(Self { world, listener, socket, since: Instant::now(), is_reset })
             }
             Err(e) => {
                 world.fail(listener, &format!("cannot connect: {e}"));
@@ -95,12 +100,18 @@ impl<'w> Client<'w> {
         Broken { how, at, after: self.since.elapsed() }
     }
 
+    fn is_there(&self) -> Result<(), Broken> {
+        if self.is_reset { Err(Broken { how: How::Reset, at: 0, after: self.since.elapsed() }) } else { Ok(()) }
+    }
+
     pub fn send(&self, bytes: &[u8]) -> Result<(), Broken> {
+        self.is_there()?;
         (&self.socket).write_all(bytes).map_err(|e| self.broken(0, &e))
     }
 
     /// Sends these positions of a text.
     pub fn send_text(&self, text: Text, mut at: usize, end: usize) -> Result<(), Broken> {
+        self.is_there()?;
         while at < end {
             let piece = text.piece(at, end - at);
             (&self.socket).write_all(piece).map_err(|e| self.broken(at, &e))?;
@@ -111,6 +122,7 @@ impl<'w> Client<'w> {
 
     /// Reads some bytes that stand at a position of a text; 0 at the end.
     pub fn read_some(&self, text: Text, at: usize, most: usize) -> Result<usize, Broken> {
+        self.is_there()?;
         let mut buffer = [0; 64 * 1024];
         let most = most.min(buffer.len());
         let n = (&self.socket).read(&mut buffer[..most]).map_err(|e| self.broken(at, &e))?;
@@ -133,6 +145,7 @@ impl<'w> Client<'w> {
 
     /// Reads exactly these bytes.
     pub fn expect_bytes(&self, wanted: &[u8]) -> Result<(), Broken> {
+        self.is_there()?;
         let mut at = 0;
         let mut buffer = [0; 64];
         while at < wanted.len() {
@@ -147,6 +160,7 @@ impl<'w> Client<'w> {
     }
 
     pub fn read_byte(&self) -> Result<u8, Broken> {
+        self.is_there()?;
         let mut byte = [0];
         match (&self.socket).read(&mut byte).map_err(|e| self.broken(0, &e))? {
             0 => Err(Broken { how: How::Closed, at: 0, after: self.since.elapsed() }),

@@ -66,6 +66,7 @@ fn run(arguments: &Arguments, kinds: &[&Kind]) -> Result<String, String> {
     daemon::have_descriptors();
     let mut seeds = Random::new(arguments.seed);
     let mut setup = Setup::default();
+    setup.file.workers = seeds.pick(&[1, 2, 2, 3, 8]);
     for kind in kinds {
         (kind.begin)(&mut setup);
     }

@@ -171,7 +171,7 @@ impl Inner {
                 self.fail(kind, &format!("in vain for {:.1} s: {what}", begun.elapsed().as_secs_f64()));
                 return None;
             }
-            self.pause_even_if_over(Duration::from_millis(10));
+            self.pause_even_if_over(Duration::from_millis(30)); // each question starts an lbctl
         }
     }
 

@@ -41,7 +41,8 @@ fn downloads(world: &World, mut random: Random) {
     let mut live = Vec::new();
     while !world.pause(random.millis(1, 4)) {
         let request = Request::new(&mut random, 0);
-        let Some(client) = Client::open(world, "broken") else { return };
+        let window = random.percent(60).then_some(32_768); // megabytes for everybody would leave the machine to this kind
+        let Some(client) = Client::open_with(world, "broken", window) else { return };
         if client.send(&request.encoded()).is_ok() && random.percent(20) {
             match client.read_some(request.text, 0, 40_000) {
                 Ok(n) if n > 0 => {}

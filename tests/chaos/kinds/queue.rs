@@ -1,5 +1,6 @@
 //! A pool with one place and many clients, some of whom go away while they wait: nobody is refused, and nobody is overtaken by
-//! more than a few rounds of the others, however many workers there are.
+//! more than a few rounds of the others, however many workers there are. Another pool's queue is too short for all: who is
+//! refused there is so at once, and only while others wait.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -8,13 +9,18 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Kind, Setup};
-use crate::client::Client;
+use crate::client::{Client, How};
 use crate::file::Backend;
+use crate::random::Random;
 use crate::server::Server;
+use crate::world::World;
 
 pub const KIND: Kind = Kind { name: "queue", by_default: false, begin };
 
 const CLIENTS: usize = 30;
+
+/// The length of the queue that is too short.
+const SHORT: usize = 8;
 
 /// In the order of their coming it would be once everybody; twice that is allowed, and some for who had just been let in.
 const OVERTAKEN: usize = 2 * CLIENTS + CLIENTS / 2;
@@ -29,6 +35,9 @@ fn begin(setup: &mut Setup) {
     });
     let one = Backend::at_most(&server.address.to_string(), 1);
     setup.service("queue", "", "queue: { max: 200, timeout: 20s }", vec![("a", one)]);
+    let one = Backend::at_most(&server.address.to_string(), 1);
+    setup.service("queue-short", "", &format!("queue: {{ max: {SHORT}, timeout: 20s }}"), vec![("a", one)]);
+    setup.tasks("queue", 2 * SHORT, too_many);
     let served = Arc::new(AtomicUsize::new(0));
     setup.tasks("queue", CLIENTS, move |world, mut random| {
         while !world.is_over() {
@@ -56,4 +65,23 @@ fn begin(setup: &mut Setup) {
             if random.percent(50) { client.reset() } else { drop(client) }
         }
     });
+}
+
+fn too_many(world: &World, mut random: Random) {
+    let open = || world.account("queue-short").open.load(SeqCst);
+    while !world.pause(random.millis(1, 120)) {
+        let before = open();
+        let Some(client) = Client::open(world, "queue-short") else { return };
+        match client.send(b"x").and_then(|()| client.expect_bytes(b"served")) {
+            Ok(()) => {}
+            // Others may have come and gone meanwhile; half as many as fit is never a full queue.
+            Err(broken) if broken.how == How::Reset && before.max(open()) > SHORT / 2 => {
+                world.journal.count("queue-short, refused");
+                client.was_served("queue", Duration::from_secs(10));
+            }
+            Err(broken) => {
+                client.violated("queue", &format!("a client in a queue of {SHORT}, {before} others"), broken)
+            }
+        }
+    }
 }

@@ -88,7 +88,8 @@ pub fn look(world: &World, before: &Baseline) {
         let (total, ended, refused) =
             (listener["connections_total"].as_u64().unwrap_or(0), sum("ended"), sum("refused"));
         let (connected, open) = (account.connected.load(SeqCst) as u64, account.open.load(SeqCst));
-        if total != ended || total + refused != connected || open != 0 {
+        // Who was refused has come and has ended, too.
+        if total != ended || total != connected || refused > ended || open != 0 {
             let text = format!(
                 "{name}: {connected} clients ({open} open), {total} sessions, {ended} ended, {refused} refused: {listener}"
             );

@@ -15,10 +15,13 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::{Results, World};
 
-pub const KIND: Kind = Kind { name: "fin-reset", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "fin-reset", by_default: true, begin };
 
 /// In so many of a hundred cases lbd stands still from the request until the reset: it finds all of it at once.
-const AT_ONCE: usize = 15;
+const AT_ONCE: usize = 6;
+
+/// The longest that it stands still: the kernel may be short of memory for what is sent meanwhile.
+const STANDING_STILL: Duration = Duration::from_millis(300);
 
 fn begin(setup: &mut Setup) {
     let steps = Arc::new(Steps::default());
@@ -42,8 +45,8 @@ fn begin(setup: &mut Setup) {
         }
     });
     setup.service("fin-reset", "", "", vec![("a", at(&resetting))]);
-    setup.tasks("fin-reset", 6, move |world, mut random| {
-        while !world.pause(random.millis(1, 25)) {
+    setup.tasks("fin-reset", 3, move |world, mut random| {
+        while !world.pause(random.millis(5, 60)) {
             let bytes = random.pick(&[0, 3_000, 3_000, 3_000, 12_000, 60_000]) + random.between(0, 100);
             let request = Request::new(&mut random, bytes);
             let window = random.percent(20).then_some(8_192);
@@ -76,7 +79,7 @@ fn fetch(
         let alone = world.alone();
         world.lbd.stop(true);
         steps.go.tell(request.number, 0);
-        let _ = steps.done.await_for(request.number, PATIENCE);
+        let _ = steps.done.await_for(request.number, STANDING_STILL);
         world.pause_even_if_over(Duration::from_millis(5)); // the reset itself is the server's next act
         world.lbd.stop(false);
         drop(alone);
@@ -104,7 +107,7 @@ fn has_been_acknowledged(socket: &Socket) -> bool {
             .find(|fields| fields.len() > 3 && fields[1].ends_with(&local) && fields[2].ends_with(&remote));
         match found.as_deref() {
             Some([_, _, _, "05", ..]) => return true,
-            Some([_, _, _, "04", ..]) => thread::park_timeout(Duration::from_millis(1)),
+            Some([_, _, _, "04", ..]) => thread::park_timeout(Duration::from_millis(4)),
             _ => return false,
         }
     }

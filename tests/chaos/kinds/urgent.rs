@@ -11,7 +11,7 @@ use crate::pattern::Text;
 use crate::random::Random;
 use crate::server::Server;
 
-pub const KIND: Kind = Kind { name: "urgent", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "urgent", by_default: true, begin };
 
 fn begin(setup: &mut Setup) {
     let server = Server::start(echo_urgently);

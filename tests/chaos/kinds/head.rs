@@ -11,7 +11,7 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::{World, named};
 
-pub const KIND: Kind = Kind { name: "head", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "head", by_default: true, begin };
 
 /// The longest that one may wait who could be served at once.
 const AT_ONCE: Duration = Duration::from_secs(3);

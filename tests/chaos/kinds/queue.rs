@@ -15,7 +15,7 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::World;
 
-pub const KIND: Kind = Kind { name: "queue", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "queue", by_default: true, begin };
 
 const CLIENTS: usize = 30;
 

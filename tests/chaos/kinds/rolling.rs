@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::{World, backend};
 
-pub const KIND: Kind = Kind { name: "rolling", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "rolling", by_default: true, begin };
 
 /// The longest that anybody may wait for a first verdict.
 const VERDICT: Duration = Duration::from_secs(5);

@@ -188,7 +188,9 @@ impl Worker {
                 Side::Server => (before.map(|before| before.server), &mut after.server),
             };
             let answered = now.saturating_sub(micros(delivery.silent));
-            if before.is_some_and(|before| before.acknowledged != delivery.acknowledged) {
+            // Nobody knows at the first look, which is also the first after an upgrade: then an answer stands for bytes, or upgrades
+            // that follow each other would have every slow reader look idle.
+            if before.map_or(delivery.is_pending, |before| before.acknowledged != delivery.acknowledged) {
                 session.active = session.active.max(answered);
             }
             *seen = seen_of(&delivery, before, answered, session.active, now);

@@ -9,7 +9,7 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::World;
 
-pub const KIND: Kind = Kind { name: "pause", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "pause", by_default: true, begin };
 
 fn begin(setup: &mut Setup) {
     let server = Server::start(|socket| {

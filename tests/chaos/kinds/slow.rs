@@ -10,7 +10,7 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::world::World;
 
-pub const KIND: Kind = Kind { name: "slow", by_default: false, begin };
+pub const KIND: Kind = Kind { name: "slow", by_default: true, begin };
 
 /// The timeouts that are tried.
 const LIMIT: Duration = Duration::from_secs(2);

@@ -201,7 +201,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let folder = Folder::of_service().filter(|_| config_path.is_some());
     let writing = Calls::default();
     let path = std::path::Path::new(config_path.as_deref().unwrap_or_default());
-    let (keeper, written, kept) = persist(LONG, || state::keep_in(folder.clone(), path, writing.clone()))
+    let (keeper, written) = persist(LONG, || state::keep_in(folder.clone(), path, writing.clone()))
         .map_err(kernel("the thread that keeps decisions cannot start"))?;
     let (files, read) = persist(LONG, || Files::start(reading.clone()))
         .map_err(kernel("the thread that reads the file cannot start"))?;
@@ -232,7 +232,9 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
                 machine::look_up_groups(&start.config)?;
                 info!(workers, descriptors, sessions = limits.most(), "lbd {} starts", facts.version);
                 warn_of_few(&limits, descriptors);
-                beginning::anew(&mut start, facts, kept)?
+                let decided = state::decided_before(folder.as_ref())
+                    .map_err(|e| format!("the thread that reads decisions cannot start: {e}"))?;
+                beginning::anew(&mut start, facts, decided)?
             }
             Some(heritage) => beginning::inherited(heritage, &start.config, facts)?,
         };
@@ -262,7 +264,7 @@ fn prepare(mut start: Start, logging: &logging::Logging) -> Result<Prepared, Bro
     let (job_sender, job) = mpsc::channel(1);
     let (checked_sender, checked) = mpsc::channel(1);
     let (paths, looked) = Paths::new();
-    let prober = Prober::new(descriptors).map_err(kernel("probes cannot be made"))?;
+    let prober = persist(LONG, || Prober::new(descriptors)).map_err(kernel("probes cannot be made"))?;
     let mut effects = Effects {
         control,
         publisher,

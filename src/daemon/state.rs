@@ -53,17 +53,9 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps in a folder what is decided, and what is in force of the file at `config`; `calls` shows when it is at the disk. Returns
-    /// what was decided before, too.
-    fn start(folder: Folder, config: PathBuf, calls: Calls) -> io::Result<(Self, News, Vec<Decision>)> {
-        let its = folder.clone();
-        let kept = within(PATIENCE, "lbd-recall", move || recall(&its, &Moment::now()))?.unwrap_or_else(|| {
-            warn!(
-                path = %folder.path_of(NAME).display(),
-                "what operators had decided cannot be read: the disk does not answer; no backend is drained or disabled"
-            );
-            Vec::new()
-        });
+    /// Keeps in a folder what is decided, and what is in force of the file at `config`; `calls` shows when it is at the disk. Touches
+    /// the folder only when there is something to write.
+    fn start(folder: Folder, config: PathBuf, calls: Calls) -> io::Result<(Self, News)> {
         let (orders, taken) = channel();
         let (finish, finished) = channel();
         let (tell, written) = watch::channel((0, Ok(())));
@@ -72,7 +64,7 @@ impl Keeper {
             write_all(&folder, &config, &taken, &tell, &calls);
             let _ = finish.send(());
         })?;
-        Ok((Self { orders, finished }, written, kept))
+        Ok((Self { orders, finished }, written))
     }
 
     /// Has decisions written; what comes of it is told.
@@ -95,21 +87,33 @@ impl Keeper {
     }
 }
 
-/// Keeps in this folder, where there is one; returns what operators had decided so far, too.
+/// Keeps in this folder, where there is one.
 ///
 /// # Errors
 /// No thread can be had.
-pub fn keep_in(
-    folder: Option<Folder>,
-    config: &Path,
-    calls: Calls,
-) -> io::Result<(Option<Keeper>, News, Vec<Decision>)> {
+pub fn keep_in(folder: Option<Folder>, config: &Path, calls: Calls) -> io::Result<(Option<Keeper>, News)> {
     match folder {
-        Some(folder) => {
-            Keeper::start(folder, config.to_owned(), calls).map(|(keeper, news, kept)| (Some(keeper), news, kept))
-        }
-        None => Ok((None, watch::channel((0, Ok(()))).1, Vec::new())),
+        Some(folder) => Keeper::start(folder, config.to_owned(), calls).map(|(keeper, news)| (Some(keeper), news)),
+        None => Ok((None, watch::channel((0, Ok(()))).1)),
     }
+}
+
+/// What operators had decided before this start; waits for the disk no longer than [`PATIENCE`]. An upgrade carries that over
+/// instead: it has no time for a disk that does not answer.
+///
+/// # Errors
+/// No thread can be had.
+pub fn decided_before(folder: Option<&Folder>) -> io::Result<Vec<Decision>> {
+    let Some(folder) = folder else { return Ok(Vec::new()) };
+    let its = folder.clone();
+    let decided = within(PATIENCE, "lbd-recall", move || recall(&its, &Moment::now()))?;
+    Ok(decided.unwrap_or_else(|| {
+        warn!(
+            path = %folder.path_of(NAME).display(),
+            "what operators had decided cannot be read: the disk does not answer; no backend is drained or disabled"
+        );
+        Vec::new()
+    }))
 }
 
 fn write_all(folder: &Folder, config: &Path, orders: &Receiver<Order>, tell: &watch::Sender<Written>, calls: &Calls) {

@@ -20,7 +20,10 @@ fn decision(backend: &str, left: Option<u64>) -> Decision {
 }
 
 fn start(folder: &Path) -> (Keeper, News, Vec<Decision>) {
-    Keeper::start(Folder::at(folder), "/etc/lbd/lbd.yaml".into(), Calls::default()).unwrap()
+    let folder = Folder::at(folder);
+    let decided = decided_before(Some(&folder)).unwrap();
+    let (keeper, news) = Keeper::start(folder, "/etc/lbd/lbd.yaml".into(), Calls::default()).unwrap();
+    (keeper, news, decided)
 }
 
 /// A moment of the same boot as all others of these tests.

@@ -100,5 +100,9 @@ fn run(arguments: &Arguments, kinds: &[&Kind]) -> Result<String, String> {
     if !world.has_failed() {
         finish::look(&world, &before);
     }
-    world.verdict()
+    let verdict = world.verdict();
+    if verdict.is_err() {
+        world.lbd.kill(); // clients may wait for it still, and keep the world from being dropped
+    }
+    verdict
 }

@@ -90,7 +90,10 @@ pub fn calls_begin() {
 pub fn refused() -> io::Result<()> {
     let Some(asked) = asked().filter(|asked| asked.how == "refuse") else { return Ok(()) };
     let (number, who) = (CALLS.fetch_add(1, SeqCst) + 1, who());
-    let _ = std::fs::write(asked.file.with_extension(who), number.to_string());
+    // Never half written: whoever writes may be ended at any moment.
+    let draft = asked.file.with_extension(format!("{who}.{}", std::process::id()));
+    let _ = std::fs::write(&draft, number.to_string());
+    let _ = std::fs::rename(&draft, asked.file.with_extension(who));
     if asked.at == format!("{who}{number}") {
         return Err([Errno::EMFILE, Errno::ENOMEM, Errno::EAGAIN][number % 3].into());
     }

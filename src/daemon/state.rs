@@ -98,7 +98,7 @@ pub fn keep_in(folder: Option<Folder>, config: &Path, calls: Calls) -> io::Resul
     }
 }
 
-/// What operators had decided before this start; waits for the disk no longer than [`PATIENCE`]. An upgrade carries that over
+/// What operators had decided before this start; waits for the disk for 10 s at most. An upgrade carries that over
 /// instead: it has no time for a disk that does not answer.
 ///
 /// # Errors

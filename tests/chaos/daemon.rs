@@ -41,11 +41,18 @@ impl Daemon {
         let log = Log::create(folder.path().join("log")).map_err(|e| e.to_string())?;
         let path = folder.path().join("lbd.yaml");
         fs::write(&path, file).map_err(|e| e.to_string())?;
-        let mut command = Command::new(&lbd);
-        command.arg("--config").arg(path).arg("--control").arg(folder.path().join("control.sock"));
+        // setpriv(1) of util-linux: whoever ends a run by a signal leaves no lbd behind.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&lbd)
+            .arg("--config")
+            .arg(path)
+            .arg("--control")
+            .arg(folder.path().join("control.sock"));
         command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM").env_remove("STATE_DIRECTORY");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.spawn().map_err(|e| format!("{}: {e}", lbd.display()))?;
+        let child = command.spawn().map_err(|e| format!("setpriv {}: {e}", lbd.display()))?;
         Ok(Self { pid: child.id(), child: Mutex::new(child), folder, lbctl })
     }
 

@@ -13,7 +13,7 @@ use crate::server::Server;
 pub const SHORT: Kind = Kind { name: "stop", by_default: true, begin: |setup| stand_still(setup, "stop", 10..80) };
 
 /// For longer than the timeouts.
-pub const LONG: Kind = Kind { name: "freeze", by_default: false, begin: begin_long };
+pub const LONG: Kind = Kind { name: "freeze", by_default: true, begin: begin_long };
 
 fn begin_long(setup: &mut Setup) {
     let echoing = Server::start(echo::echo);

@@ -262,6 +262,10 @@ impl Worker {
             session.server.iter_mut().for_each(|server| server.readable = true);
             self.turn(key);
         }
+        // It may have been found late without a look: by a new snapshot, or where programs changed for longer than it may last.
+        if state == State::Relaying && self.sessions.get_mut(key).filter(is_same).is_some() {
+            self.look_at_sockets(key);
+        }
         let Some(session) = self.sessions.get_mut(key).filter(is_same) else { return };
         let (mut at, cause) = ends(session, &self.snapshot, self.now);
         if cause != Cause::Killed {

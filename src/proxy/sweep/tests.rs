@@ -39,6 +39,8 @@ mod with_a_worker {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use socket2::Socket;
+
     use super::super::super::socket::monotonic_micros;
     use super::super::super::testing::{Got, get, put};
     use super::super::super::tests::{PATIENCE, Rig};
@@ -98,10 +100,40 @@ mod with_a_worker {
         }
     }
 
+    /// An upgrade that lasted longer than idle_timeout cut who had read all the time: its first look came with the snapshot's.
+    #[test]
+    fn a_session_that_is_found_late_without_a_look_is_asked_what_its_peers_have_acknowledged() {
+        for reads in [true, false] {
+            let (_rig, mut worker, client, server) = scene();
+            let (client, server) = (Socket::from(client), Socket::from(server));
+            client.set_nonblocking(true).unwrap();
+            // lbd has passed all on, and its kernel keeps some of it.
+            let mut kept = 0;
+            while kept < 5 {
+                if only(&mut worker).1.client.has_unacknowledged() {
+                    kept += 1;
+                } else {
+                    kept = 0;
+                    put(&server, &[7; 16 << 10]);
+                }
+                worker.hear_what_waits();
+            }
+            let (key, _) = only(&mut worker);
+            worker.look_at_sockets(key);
+            while reads && !matches!(get(&client, 1 << 20), Got::Nothing) {}
+            let (_, session) = only(&mut worker);
+            (session.active, session.idle) = (session.active.saturating_sub(6 * SECOND), 5 * SECOND);
+            let late = (key, session.serial, session.state);
+            worker.end_late(late);
+            worker.bury();
+            assert_eq!(worker.sessions.len(), usize::from(reads));
+        }
+    }
+
     #[test]
     fn a_reader_that_pauses_is_not_gone_and_its_bytes_count_as_activity_when_it_goes_on() {
         let (_rig, mut worker, client, server) = scene();
-        let (client, server) = (socket2::Socket::from(client), socket2::Socket::from(server));
+        let (client, server) = (Socket::from(client), Socket::from(server));
         client.set_nonblocking(true).unwrap();
         server.set_nonblocking(true).unwrap();
         // More than both kernels hold: the window is closed.

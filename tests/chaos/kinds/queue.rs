@@ -46,9 +46,10 @@ fn begin(setup: &mut Setup) {
             let answer = client.send(b"x").and_then(|()| client.expect_bytes(b"served"));
             let by = served.fetch_add(1, SeqCst) - before;
             if let Err(broken) = answer {
-                client.violated("queue", "a client in the queue", broken);
+                client.violated("queue", &format!("a client in the queue; {by} were served meanwhile"), broken);
             }
-            if by > OVERTAKEN && !world.is_over() {
+            // Who waits to be accepted while descriptors are short is in no order of lbd's.
+            if by > OVERTAKEN && !world.is_over() && !world.was_held_up_since(client.since) {
                 let waited = client.since.elapsed().as_secs_f64();
                 world.fail("queue", &format!("{by} were served before one of {CLIENTS}, who waited {waited:.2} s"));
             }

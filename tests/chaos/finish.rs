@@ -50,7 +50,8 @@ fn rest(world: &World, stats: &Value) -> Option<usize> {
 fn listening(world: &World) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     let ports: Vec<String> = world.accounts().map(|(_, account)| format!(":{:04X}", account.address.port())).collect();
-    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let fields =
+        table.lines().filter(|line| line.contains(" 0A ")).map(|line| line.split_whitespace().collect::<Vec<_>>());
     let is_ours = |at: &str| ports.iter().any(|port| at.ends_with(port.as_str()));
     fields.filter(|fields| fields.len() > 3 && fields[3] == "0A" && is_ours(fields[1])).count()
 }

@@ -171,7 +171,7 @@ impl Inner {
                 self.fail(kind, &format!("in vain for {:.1} s: {what}", begun.elapsed().as_secs_f64()));
                 return None;
             }
-            self.pause_even_if_over(Duration::from_millis(30)); // each question starts an lbctl
+            self.pause_even_if_over(Duration::from_millis(80)); // each question starts an lbctl
         }
     }
 
@@ -204,6 +204,11 @@ impl Inner {
         // Decays by half a second's measure, so that one bad moment does not excuse the whole run.
         let (by, before) = (by.as_micros() as u64, self.late.load(SeqCst));
         self.late.store(by.max(before - before / 64), SeqCst);
+    }
+
+    /// Whether this machine runs so late that what is to happen within such a time may not, whatever lbd does.
+    pub fn is_too_slow_for(&self, time: Duration) -> bool {
+        self.allowance() > time / 3
     }
 
     /// What a bound is to be extended by: the machine has other things to do than to run us.

@@ -26,9 +26,9 @@ fn begin(setup: &mut Setup) {
     let swallowing = Server::start(|socket| read_to_end(socket).map(drop));
     setup.service("broken", "", "", vec![("a", at(&endless))]);
     setup.service("broken-up", "", "", vec![("a", at(&swallowing))]);
-    setup.tasks("broken", 3, downloads);
+    setup.tasks("broken", 2, downloads);
     setup.tasks("broken", 1, |world, mut random| {
-        while !world.pause(random.millis(1, 20)) {
+        while !world.pause(random.millis(5, 60)) {
             let Some(client) = Client::open(world, "broken-up") else { return };
             let _ = client.send_text(Text(random.between(0, 1 << 20)), 0, random.between(1, 400_000));
             break_off(client, &mut random);
@@ -39,7 +39,7 @@ fn begin(setup: &mut Setup) {
 /// Most bytes are never read: lbd holds all that it may for these clients.
 fn downloads(world: &World, mut random: Random) {
     let mut live = Vec::new();
-    while !world.pause(random.millis(1, 4)) {
+    while !world.pause(random.millis(1, 8)) {
         let request = Request::new(&mut random, 0);
         let window = random.percent(60).then_some(32_768); // megabytes for everybody would leave the machine to this kind
         let Some(client) = Client::open_with(world, "broken", window) else { return };

@@ -18,7 +18,7 @@ use crate::world::{Results, World};
 pub const KIND: Kind = Kind { name: "fin-reset", by_default: true, begin };
 
 /// In so many of a hundred cases lbd stands still from the request until the reset: it finds all of it at once.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 15;
 
 /// The longest that it stands still: the kernel may be short of memory for what is sent meanwhile.
 const STANDING_STILL: Duration = Duration::from_millis(300);
@@ -45,8 +45,8 @@ fn begin(setup: &mut Setup) {
         }
     });
     setup.service("fin-reset", "", "", vec![("a", at(&resetting))]);
-    setup.tasks("fin-reset", 3, move |world, mut random| {
-        while !world.pause(random.millis(5, 60)) {
+    setup.tasks("fin-reset", 2, move |world, mut random| {
+        while !world.pause(random.millis(30, 200)) {
             let bytes = random.pick(&[0, 3_000, 3_000, 3_000, 12_000, 60_000]) + random.between(0, 100);
             let request = Request::new(&mut random, bytes);
             let window = random.percent(20).then_some(8_192);
@@ -101,8 +101,9 @@ fn has_been_acknowledged(socket: &Socket) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         let Ok(table) = fs::read_to_string("/proc/net/tcp") else { return false };
-        let found = table
-            .lines()
+        // Thousands of lines, most of them connections in TIME_WAIT: only the right one is taken apart.
+        let ours = table.lines().filter(|line| line.contains(&local) && line.contains(&remote));
+        let found = ours
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
             .find(|fields| fields.len() > 3 && fields[1].ends_with(&local) && fields[2].ends_with(&remote));
         match found.as_deref() {

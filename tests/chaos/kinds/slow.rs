@@ -49,8 +49,8 @@ fn read_slowly(world: &World, listener: &'static str, ends: bool, random: &mut R
     let mut reader = Reader { at: 0, longest: Duration::ZERO };
     match reader.read(world, &client, request, rate, ends) {
         // It was this client that stood still: the machine did not run it.
-        Err(broken) if broken.how == How::Reset && reader.longest > LIMIT / 4 => {
-            world.journal.count("slow, stood still")
+        Err(broken) if broken.how == How::Reset && (reader.longest > LIMIT / 4 || world.is_too_slow_for(LIMIT)) => {
+            world.journal.count("too slow a machine")
         }
         Err(broken) => client.violated("slow", &format!("{bytes} bytes from {listener} at {rate} a second"), broken),
         Ok(()) => {}

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::{Kind, Request, Setup, at, echo, read_to_end};
-use crate::client::{Broken, Client};
+use crate::client::{Broken, Client, How};
 use crate::server::Server;
 
 /// For as long as a loaded machine does it to everybody.
@@ -14,6 +14,9 @@ pub const SHORT: Kind = Kind { name: "stop", by_default: true, begin: |setup| st
 
 /// For longer than the timeouts.
 pub const LONG: Kind = Kind { name: "freeze", by_default: true, begin: begin_long };
+
+/// The timeouts of these sessions.
+const LIMIT: Duration = Duration::from_millis(1_500);
 
 fn begin_long(setup: &mut Setup) {
     let echoing = Server::start(echo::echo);
@@ -34,7 +37,7 @@ fn begin_long(setup: &mut Setup) {
     setup.service("freeze-ticking", "", "half_close_timeout: 1500ms", vec![("a", at(&ticking))]);
     setup.tasks("freeze", 3, |world, mut random| {
         while !world.pause(random.millis(1, 60)) {
-            echo::talk(world, "freeze", "freeze", &mut random);
+            echo::talk_within(world, "freeze", "freeze", &mut random, Some(LIMIT));
         }
     });
     setup.tasks("freeze", 3, |world, mut random| {
@@ -42,8 +45,12 @@ fn begin_long(setup: &mut Setup) {
             let bytes = random.between(100, 100_000);
             let request = Request::new(&mut random, bytes);
             let Some(client) = Client::open(world, "freeze-ticking") else { return };
-            if let Err(broken) = ask(&client, request) {
-                client.violated("freeze", "an answer in pieces to a client that has ended", broken);
+            match ask(&client, request) {
+                Err(broken) if broken.how == How::Reset && world.is_too_slow_for(LIMIT) => {
+                    world.journal.count("too slow a machine");
+                }
+                Err(broken) => client.violated("freeze", "an answer in pieces to a client that has ended", broken),
+                Ok(()) => {}
             }
         }
     });
@@ -53,7 +60,7 @@ fn begin_long(setup: &mut Setup) {
 /// Not while somebody waits for lbctl, and not during an upgrade, which has limits of its own.
 fn stand_still(setup: &mut Setup, kind: &'static str, millis: Range<usize>) {
     setup.tasks(kind, 1, move |world, mut random| {
-        while !world.pause(random.millis(millis.end, millis.end * 4)) {
+        while !world.pause(random.millis(millis.end * 2, millis.end * 6)) {
             let time = random.millis(millis.start, millis.end);
             let quiet = world.alone();
             let is_long = time > Duration::from_secs(1);

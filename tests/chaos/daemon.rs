@@ -102,7 +102,9 @@ impl Daemon {
     }
 
     /// Takes descriptors away from it, or gives them back: prlimit(1) of util-linux, for there is no safe call.
-    pub fn limit_descriptors(&self, limit: usize) -> bool {
+    pub fn limit_descriptors(&self, limit: Option<usize>) -> bool {
+        // It began with as many as we may have.
+        let limit = limit.map_or_else(|| getrlimit(Resource::RLIMIT_NOFILE).unwrap().1, |limit| limit as u64);
         let (pid, limit) = (self.pid.to_string(), format!("--nofile={limit}:"));
         Command::new("prlimit").args(["--pid", &pid, &limit]).status().is_ok_and(|status| status.success())
     }

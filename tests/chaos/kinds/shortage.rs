@@ -12,9 +12,6 @@ pub const KIND: Kind = Kind { name: "shortage", by_default: true, begin };
 
 const FLOOD: usize = 40;
 
-/// As many as lbd gets back.
-const ENOUGH: usize = 4096;
-
 fn begin(setup: &mut Setup) {
     let server = Server::start(echo::echo);
     setup.service("shortage", "", "", vec![("a", at(&server))]);
@@ -31,14 +28,16 @@ fn run_out(world: &World, time: Duration, left: usize) -> Option<()> {
     let short = world.alone();
     world.hold_up();
     let limit = world.lbd.descriptors() + left;
-    if !world.lbd.limit_descriptors(limit) {
+    if !world.lbd.limit_descriptors(Some(limit)) {
         world.fail("shortage", "prlimit(1) does not work");
     }
     world.journal.note("shortage", &format!("{limit} descriptors for {} ms", time.as_millis()));
     let late: Vec<Client<'_>> = (0..FLOOD).map_while(|_| Client::open(world, "shortage")).collect();
     echoes(&early, "who was there when descriptors ran out")?;
     world.pause(time);
-    world.lbd.limit_descriptors(ENOUGH);
+    if !world.lbd.limit_descriptors(None) {
+        world.fail("shortage", "lbd does not get its descriptors back");
+    }
     world.go_on();
     world.journal.note("shortage", "over");
     drop(short);

@@ -33,11 +33,13 @@ impl Worker {
     }
 
     /// Ends a session that has passed all on, as soon as its peers have acknowledged it: a reset, or the close of a socket that
-    /// has unread bytes, would sweep away what the kernel still holds for a slow reader.
+    /// has unread bytes, would sweep away what the kernel still holds for a slow reader. One that lbd itself has to cut, as where it
+    /// is not known which bytes have been passed on, is not to go on for a moment.
     pub(super) fn finish(&mut self, key: usize, cause: Cause, phase: Phase) {
         let session = &mut self.sessions[key];
         let whole = session.up.whole && session.down.whole;
-        if whole || session.state != State::Relaying || phase != Phase::Data || !session.is_undelivered() {
+        let cut = cause == Cause::Proxy;
+        if cut || whole || session.state != State::Relaying || phase != Phase::Data || !session.is_undelivered() {
             return self.end(key, cause, phase);
         }
         session.tell_ends();

@@ -60,9 +60,11 @@ impl Server {
         spawn(move || {
             while let Ok((socket, _)) = server.listener.accept() {
                 let mut state = server.state.lock().unwrap();
-                if state.life != Some(life) {
+                if state.life.is_none() {
                     break; // killed meanwhile
                 }
+                // It may have slept through a death and still be heard of by the next life, whose client this is then.
+                let is_last = state.life != Some(life);
                 let (number, socket) = (server.numbers.fetch_add(1, SeqCst), Arc::new(socket));
                 state.live.insert(number, Arc::clone(&socket));
                 drop(state);
@@ -74,6 +76,9 @@ impl Server {
                     let _ = (server.temper)(&socket); // what lbd makes of it, its clients tell
                     server.state.lock().unwrap().live.remove(&number);
                 });
+                if is_last {
+                    break;
+                }
             }
         });
     }
@@ -84,12 +89,13 @@ impl Server {
         if state.life.take().is_none() {
             return;
         }
-        state.kills.push(Instant::now());
         let _ = self.listener.shutdown(Shutdown::Both); // ends the accept; the port stays its own
         for (_, socket) in state.live.drain() {
             let _ = socket.set_linger(Some(Duration::ZERO));
             let _ = socket.shutdown(Shutdown::Both);
         }
+        // Who has come by now may have met it dying.
+        state.kills.push(Instant::now());
     }
 
     /// Whether it was killed at or after this moment.
